@@ -1,0 +1,3 @@
+"""apitrace: tcpdump for APIs."""
+
+__version__ = "0.1.0"

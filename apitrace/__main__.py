@@ -1,0 +1,5 @@
+"""`python -m apitrace`."""
+
+from apitrace.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Readers for recordings and captures: the Source that needs no kernel."""

@@ -1,0 +1,263 @@
+"""One capture: source, connection table, assembler, sinks, from the first event to the summary.
+
+The only place that knows all stages and the clock. Data goes one way; what stops a capture (a signal, a count, a
+time, the target's end, a closed pipe, a full disk) is decided here, and whatever stops it, what was captured is
+decoded, shown and written before the summary is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Protocol
+
+from apitrace.assemble import Assembler
+from apitrace.connection import ConnectionTable
+from apitrace.errors import OutputError
+from apitrace.exchange import Exchange
+from apitrace.probes import events
+from apitrace.redact import Redactor
+from apitrace.sinks.recording import Recorder
+from apitrace.sinks.sink import Sink
+from apitrace.stats import Stats
+
+POLL_MS = 20
+"""How long the kernel may fill the ring buffer before it is read: measured, half the cost of waking per event."""
+
+_SILENCE_NS = 5_000_000_000
+"""After so long without an exchange, one line says why."""
+
+_TARGET_CHECK_NS = 1_000_000_000
+
+
+class Source(Protocol):
+    """Where raw events come from: live probes, or a recording."""
+
+    def poll(self, timeout_ms: int) -> list[bytes] | None:
+        """Return the next raw events, in order; None when there will be no more."""
+
+    def now(self) -> int | None:
+        """Return the present time on the events' clock; None if only the events know it."""
+
+    def counters(self) -> bytes | None:
+        """Return the kernel programs' counters as a raw event, None if they have not changed."""
+
+    def verdict(self, conn: int, value: int) -> None:
+        """Tell the kernel programs about a connection."""
+
+    def stop(self) -> None:
+        """Make no new events; those there are can still be polled."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """What ends a capture by itself."""
+
+    count: int | None = None
+    duration_ns: int | None = None
+    ended: Callable[[], bool] = field(default=lambda: False)
+    """Asked once a second and after each exit of a process: has the target gone?"""
+
+
+class Capture:
+    """Runs the stages. `run` returns when the capture is over; the exit status is the caller's affair."""
+
+    def __init__(
+        self,
+        source: Source,
+        sinks: list[Sink],
+        *,
+        stats: Stats,
+        clock_offset_ns: int,
+        snaplen: int,
+        redactor: Redactor,
+        keep: Callable[[Exchange], bool] | None = None,
+        recorder: Recorder | None = None,
+        limits: Limits | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        status: Callable[[str], None] | None = None,
+    ) -> None:
+        self._source = source
+        self._sinks = sinks
+        self._stats = stats
+        self._table = ConnectionTable(stats=stats)
+        self._assembler = Assembler(stats=stats, clock_offset_ns=clock_offset_ns, snaplen=snaplen)
+        self._redactor = redactor
+        self._keep = keep
+        self._recorder = recorder
+        self._limits = limits or Limits()
+        self._say = say
+        self._status = status
+        self._stop = False
+        self._report = False
+        self.shown = 0
+        self._broken_pipe = False
+
+    def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """End the capture at the next batch. A second request ends the program at once."""
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+
+    def request_report(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Print the counters at the next batch (SIGUSR1)."""
+        self._report = True
+
+    @contextlib.contextmanager
+    def signals(self) -> object:  # type: ignore[misc]  # contextmanager over a generator without yield value
+        """Take SIGINT, SIGTERM and SIGUSR1 for the time of the capture."""
+        handlers = {
+            signal.SIGINT: self.request_stop,
+            signal.SIGTERM: self.request_stop,
+            signal.SIGUSR1: self.request_report,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self) -> None:
+        """Capture until something ends it; then show what is open, and close the sinks. Raises OutputError."""
+        source = self._source
+        began = time.monotonic_ns()
+        quiet_since = began
+        checked = began
+        explained = False
+        try:
+            while not self._stop:
+                raw = source.poll(POLL_MS)
+                if raw is None:
+                    break
+                ended = self._take(raw)
+                if self._stop:
+                    break
+                now = time.monotonic_ns()
+                self._flush()
+                if self.shown:
+                    quiet_since = now
+                if self._report:
+                    self._report = False
+                    self._count_losses()
+                    for line in self._stats.summary_lines():
+                        self._say(line)
+                if not explained and source.now() is not None and now - quiet_since > _SILENCE_NS and not self.shown:
+                    explained = True
+                    self._count_losses()
+                    self._say(f"nothing yet: {self._stats.why_nothing()}")
+                if self._limits.duration_ns is not None and now - began >= self._limits.duration_ns:
+                    break
+                if ended or now - checked > _TARGET_CHECK_NS:
+                    checked = now
+                    if self._limits.ended():
+                        break
+            self._finish()
+        except BrokenPipeError:
+            self._broken_pipe = True
+            self._source.stop()
+        finally:
+            self._close()
+
+    # -- hot -------------------------------------------------------------------------------------------------------
+
+    def _take(self, raw: list[bytes]) -> bool:
+        """Put a batch of raw events through the stages. Return whether a process has exited."""
+        decode, feed, assemble = events.decode, self._table.feed, self._assembler.feed
+        recorder = self._recorder
+        ended = False
+        at = 0
+        for record in raw:
+            if recorder is not None:
+                recorder.write(record)
+            event = decode(record)
+            at = event.at
+            if record[0] == events.EXIT:
+                ended = True
+            for batch in feed(event):
+                for exchange in assemble(batch):
+                    self._emit(exchange)
+                    if self._stop:
+                        return ended
+        now = self._source.now() or at
+        for batch in self._table.tick(now):
+            for exchange in self._assembler.feed(batch):
+                self._emit(exchange)
+        for conn, verdict in self._table.pop_verdicts():
+            self._source.verdict(conn, verdict)
+        return ended
+
+    def _emit(self, exchange: Exchange) -> None:
+        if self._stop and self._limits.count is not None and self.shown >= self._limits.count:
+            return
+        if self._keep is not None and not self._keep(exchange):
+            self._stats.filtered += 1
+            return
+        exchange = self._redactor.redact(exchange)
+        for sink in self._sinks:
+            sink.write(exchange)
+        self.shown += 1
+        if self._limits.count is not None and self.shown >= self._limits.count:
+            self._stop = True
+
+    # -- once per batch or per capture -----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        for sink in self._sinks:
+            sink.flush()
+        if self._recorder is not None:
+            self._recorder.flush()
+
+    def _count_losses(self) -> None:
+        raw = self._source.counters()
+        if raw is not None:
+            if self._recorder is not None:
+                self._recorder.write(raw)
+            self._table.feed(events.decode(raw))
+
+    def _finish(self) -> None:
+        """Decode what is still in the ring buffer, then show what is open."""
+        self._source.stop()
+        counted_out = self._limits.count is not None and self.shown >= self._limits.count
+        while not counted_out and self._source.now() is not None:
+            raw = self._source.poll(0)
+            if not raw:
+                break
+            self._take(raw)
+        self._count_losses()
+        if not counted_out:
+            at = self._source.now() or self._table.newest
+            for batch in self._table.drain(at):
+                for exchange in self._assembler.feed(batch):
+                    self._emit(exchange)
+            for exchange in self._assembler.drain(at):
+                self._emit(exchange)
+        self._flush()
+
+    def _close(self) -> None:
+        self._source.stop()
+        failure: OutputError | None = None
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except BrokenPipeError:
+                self._broken_pipe = True
+            except OutputError as error:
+                failure = failure or error
+        if self._recorder is not None:
+            try:
+                self._recorder.close()
+            except OutputError as error:
+                failure = failure or error
+        if self._broken_pipe:
+            # The interpreter flushes stdout at exit, and would complain there once more.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if failure is not None and sys.exc_info()[0] is None:
+            raise failure

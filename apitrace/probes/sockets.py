@@ -1,0 +1,259 @@
+"""The live Source: socket probes on targets, raw events out.
+
+`start` compiles, fills the filters and attaches; the order matters: probes first, then the list of processes is read
+again, so that a process that starts meanwhile is not missed. `poll` returns raw events in the order in which the kernel
+made them. Before the first event of a process it puts one of its own (PROCESS), so that a recording says all that
+the output says. Nothing here decodes more of an event than its first bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from apitrace.errors import PlatformError, TargetError
+from apitrace.probes import events
+from apitrace.probes.btf import Btf
+from apitrace.probes.loader import Attachment, Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from apitrace.exchange import Container
+    from apitrace.targets.target import TargetSet
+
+
+_HOOKS = {
+    "sock_length": (
+        Attachment("sock_send_length", "on_send_length"),
+        Attachment("sock_recv_length", "on_recv_length"),
+    ),
+    "sys_exit": (Attachment("sys_exit", "on_sys_exit"),),
+}
+_ALWAYS = (
+    Attachment("inet_sock_set_state", "on_tcp_state"),
+    Attachment("sched_process_fork", "on_fork"),
+    Attachment("sched_process_exec", "on_exec"),
+    Attachment("sched_process_exit", "on_exit"),
+)
+_CLOSE = Attachment("sys_enter", "on_sys_enter")
+_BY_NAME = 1
+_BY_CGROUP = 2
+_AF_UNIX = 1
+_FAMILY_AT = events.HEAD.size + 36  # socket_event.family
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What narrows any target, decided in the kernel."""
+
+    ports: tuple[int, ...] = ()
+    hosts: tuple[str, ...] = ()
+    """IP addresses."""
+
+
+class LiveSource:
+    """Events of the targets, from now on."""
+
+    def __init__(
+        self,
+        targets: TargetSet,
+        narrowing: Narrowing,
+        describe: Callable[[int], tuple[str, str | None, Container | None] | None],
+        *,
+        hook: str | None = None,
+        ring_bytes: int = 32 << 20,
+        members: Callable[[], Iterable[int]] = tuple,
+        unix_listeners: Callable[[Iterable[int]], bool] = lambda _: False,
+    ) -> None:
+        """`describe(pid)` says (comm, exe, container), or None if the process is gone; `members()` reads again which
+        processes the cgroups hold; `unix_listeners(pids)` whether one of these listens on an AF_UNIX socket.
+        """
+        self._targets = targets
+        self._narrowing = narrowing
+        self._describe = describe
+        self._hook = hook
+        self._ring_bytes = ring_bytes
+        self._members = members
+        self._unix_listeners = unix_listeners
+        self._raw: list[bytes] = []
+        self._known: set[bytes] = set()
+        self._closes_watched = False
+        self._kernel: Any = None
+        self._last_counters: tuple[int, ...] = ()
+
+    def start(self) -> None:
+        """Load and attach. Raises PlatformError, or TargetError if every target ended before the probes were in place."""
+        btf = Btf.of_kernel()
+        hook = self._hook or ("sock_length" if btf.has_tracepoint("sock_send_length") else "sys_exit")
+        if hook == "sock_length" and not btf.has_tracepoint("sock_send_length"):
+            message = "this kernel has no sock_send_length tracepoint (Linux 6.3 and newer have): leave --hook out"
+            raise PlatformError(message)
+        targets = self._targets
+        switches = {"SELF_PID": os.getpid(), "FOLLOW": int(targets.follow)}
+        plan = _HOOKS[hook] + _ALWAYS
+        if hook == "sys_exit":
+            switches["HOOK_SYS_EXIT"] = 1
+        if targets.everything:
+            switches["TARGET_ALL"] = 1
+        if targets.cgroups:
+            switches["TARGET_CGROUPS"] = 1
+            hierarchies = 0
+            for cgroup in targets.cgroups:
+                hierarchies |= 1 << cgroup.hierarchy
+            switches["CGROUP_HIERARCHIES"] = hierarchies
+            plan += (Attachment("cgroup_attach_task", "on_cgroup_attach_task"),)
+        if targets.comms:
+            switches["TARGET_COMMS"] = 1
+            plan += (Attachment("task_rename", "on_task_rename"),)
+        if self._narrowing.ports:
+            switches["FILTER_PORTS"] = 1
+        if self._narrowing.hosts:
+            switches["FILTER_HOSTS"] = 1
+        self._kernel = load(Settings(switches, plan, (_CLOSE,), self._ring_bytes), btf)
+        self._fill_filters()
+        self._kernel.open_ring(self._on_record)
+        self._kernel.attach()
+        self.add(targets.pids, by_cgroup=False)
+        self.add(self._members(), by_cgroup=True)
+        # A process that ended between being named and being attached to has sent no exit event: its entry would stay.
+        for pid in targets.pids:
+            if not os.path.exists(f"/proc/{pid}"):
+                self._remove(pid)
+        if targets.pids and not self.has_targets and not (targets.cgroups or targets.comms or targets.everything):
+            message = f"{targets.description or 'the target'} ended before the probes were in place"
+            raise TargetError(message)
+        if self._unix_listeners(self.target_pids()):
+            self._watch_closes()
+
+    def _fill_filters(self) -> None:
+        targets, narrowing = self._targets, self._narrowing
+        one = ctypes.c_uint8(1)
+        if targets.cgroups:
+            table = self._kernel.table("cgroups")
+            for cgroup in targets.cgroups:
+                table[table.Key(cgroup.inode, cgroup.hierarchy)] = one
+        if targets.comms:
+            table = self._kernel.table("comms")
+            for comm in targets.comms:
+                table[table.Key(comm.encode()[:15])] = one
+        if narrowing.ports:
+            table = self._kernel.table("ports")
+            for port in narrowing.ports:
+                table[ctypes.c_uint16(port)] = one
+        if narrowing.hosts:
+            table = self._kernel.table("hosts")
+            for host in narrowing.hosts:
+                table[table.Key((ctypes.c_uint8 * 16)(*_mapped(host)))] = one
+
+    def add(self, pids: Iterable[int], *, by_cgroup: bool = False) -> None:
+        """Make processes targets."""
+        if self._targets.everything:
+            return
+        table = self._kernel.table("targets")
+        for pid in pids:
+            table[ctypes.c_uint32(pid)] = ctypes.c_uint8(_BY_CGROUP if by_cgroup else _BY_NAME)
+
+    def _remove(self, pid: int) -> None:
+        try:
+            del self._kernel.table("targets")[ctypes.c_uint32(pid)]
+        except KeyError:
+            pass  # its exit was seen after all
+
+    def target_pids(self) -> list[int]:
+        """Return the processes that are targets now (none are listed with --all)."""
+        if self._targets.everything:
+            return []
+        return [int(key.value) for key in self._kernel.table("targets").keys()]  # noqa: SIM118 - a bcc table, no dict
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether a target is alive, or may yet appear."""
+        targets = self._targets
+        return bool(targets.everything or targets.cgroups or targets.comms or self.target_pids())
+
+    def _watch_closes(self) -> None:
+        if not self._closes_watched:
+            self._closes_watched = True
+            self._kernel.attach_one(_CLOSE)
+
+    # -- hot: once per event --------------------------------------------------------------------------------------
+
+    def _on_record(self, _context: Any, address: int, size: int) -> int:
+        """Copy a record out of the ring buffer: all of a small one, of a large one what it says it uses."""
+        if size > 1024:
+            used = events.CHUNK_SIZE + ctypes.c_uint32.from_address(address + 12).value
+            size = min(size, used)
+        self._raw.append(ctypes.string_at(address, size))
+        return 0
+
+    def poll(self, timeout_ms: int) -> list[bytes]:
+        """Return the raw events of the last `timeout_ms` at most, in order."""
+        self._kernel.poll(timeout_ms)
+        raw, self._raw = self._raw, []
+        known = self._known
+        out: list[bytes] = []
+        add = out.append
+        for record in raw:
+            pid = record[4:8]
+            kind = record[0]
+            if pid not in known or kind in _RARE:
+                self._introduce(record, kind, pid, out)
+            add(record)
+        return out
+
+    # -- rare: once per process or socket ---------------------------------------------------------------------------
+
+    def _introduce(self, record: bytes, kind: int, raw_pid: bytes, out: list[bytes]) -> None:
+        """Say who a process is before its first event, and again after exec."""
+        pid = int.from_bytes(raw_pid, "little" if _LITTLE else "big")
+        if kind == events.EXIT:
+            self._known.discard(raw_pid)
+            return
+        if kind == events.SOCKET and int.from_bytes(record[_FAMILY_AT : _FAMILY_AT + 2], "little") == _AF_UNIX:
+            self._watch_closes()
+        if raw_pid in self._known and kind != events.EXEC:
+            return
+        if kind in (events.STATE, events.FORK):  # says nothing that needs a name
+            return
+        self._known.add(raw_pid)
+        described = self._describe(pid)
+        at = events.HEAD.unpack_from(record)[6]
+        if described is not None:
+            out.append(events.encode_process(events.ProcessSeen(at, pid, *described)))
+
+    def now(self) -> int:
+        """Return the present time on the events' clock (CLOCK_MONOTONIC)."""
+        return time.monotonic_ns()
+
+    def verdict(self, conn: int, value: int) -> None:
+        """Tell the programs about a connection: 1 to leave it alone, 2 to copy it whole."""
+        self._kernel.table("verdicts")[ctypes.c_uint64(conn)] = ctypes.c_uint8(value)
+
+    def counters(self) -> bytes | None:
+        """Return the programs' counters as a raw event, or None if nothing has changed."""
+        table = self._kernel.table("counters")
+        values = tuple(int(table.sum(ctypes.c_int(index)).value) for index in range(len(events.COUNTER_NAMES)))
+        if values == self._last_counters:
+            return None
+        self._last_counters = values
+        return events.encode_counters(events.Counters(time.monotonic_ns(), values))
+
+    def stop(self) -> None:
+        """Detach. What is in the ring buffer can still be polled."""
+        if self._kernel is not None:
+            self._kernel.detach()
+
+
+_RARE = frozenset({events.SOCKET, events.EXEC, events.EXIT})
+_LITTLE = (1).to_bytes(2, "little") == ctypes.string_at(ctypes.byref(ctypes.c_uint16(1)), 2)
+
+
+def _mapped(host: str) -> bytes:
+    """Return an address as the programs compare it: IPv4 in its IPv6-mapped form."""
+    address = ipaddress.ip_address(host)
+    return b"\0" * 10 + b"\xff\xff" + address.packed if address.version == 4 else address.packed

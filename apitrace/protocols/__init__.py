@@ -1,0 +1,1 @@
+"""Bytes to protocol-neutral messages. Sans-IO: no clock, no files, no logging."""

@@ -1,0 +1,20 @@
+"""What every sink does: take exchanges, push out what it holds, let go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from apitrace.exchange import Exchange
+
+
+class Sink(Protocol):
+    """A place that exchanges go to. A failed write raises OutputError; a closed pipe raises BrokenPipeError."""
+
+    def write(self, exchange: Exchange) -> None:
+        """Take one exchange; may hold it until flush."""
+
+    def flush(self) -> None:
+        """Push out what is held. Called after every batch that the source gave, some 50 times a second."""
+
+    def close(self) -> None:
+        """Flush and let go. Called once."""

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Bytes into the ring buffer.
+ *
+ * Records come in fixed size classes, because bpf_ringbuf_reserve takes a constant; each is written in place, so
+ * there is no scratch buffer that another thread could overwrite. Lengths are limited with min, never with a mask:
+ * a mask would turn 8192 into 0. The reader is not woken for an event; it looks every 20 ms, and is woken early
+ * only after much has been submitted. */
+
+#define RB_NO_WAKEUP 1
+#define RB_FORCE_WAKEUP 2
+
+/* Room for data in each size class: the record, with its 8 bytes of ring-buffer header, fills a power of two. */
+#define CLASS(total) ((total) - 8 - sizeof(struct chunk_event))
+#define CLASS_1 CLASS(256)
+#define CLASS_2 CLASS(1024)
+#define CLASS_3 CLASS(4096)
+#define CLASS_4 CLASS(16384)
+#define CLASS_5 CLASS(65536)
+
+/* Bytes submitted by this CPU since it last woke the reader. (bcc has no way to ask the ring buffer itself.) */
+BPF_PERCPU_ARRAY(submitted, u64, 1);
+
+static __always_inline void submit(void *record, u64 size)
+{
+	u32 zero = 0;
+	u64 flags = RB_NO_WAKEUP;
+	u64 *bytes = submitted.lookup(&zero);
+	if (bytes) {
+		*bytes += size;
+		if (*bytes > RING_WAKE_BYTES) {
+			*bytes = 0;
+			flags = RB_FORCE_WAKEUP;
+		}
+	}
+	count(COUNT_EVENTS, 1);
+	events.ringbuf_submit(record, flags);
+}
+
+static __always_inline void lost(u32 bytes)
+{
+	count(COUNT_RING_FULL, 1);
+	count(COUNT_RING_BYTES, bytes);
+}
+
+/* Inlined, so `room` is the constant that the kernel wants; a macro may not hold a map function. */
+static __always_inline struct chunk_event *reserve(u64 room)
+{
+	return events.ringbuf_reserve(sizeof(struct chunk_event) + room);
+}
+
+/* What the pieces of one call have in common. */
+struct call {
+	u64 conn;
+	u64 at;
+	u64 pid_tgid;
+	u32 seq;   /* position of the next byte to emit */
+	u32 left;  /* bytes of the call still to be accounted for */
+	u32 limit; /* of these, how many may be copied */
+	u8 flags;
+};
+
+static __always_inline void fill(struct chunk_event *record, struct call *call, u32 len, u32 missing)
+{
+	record->head.type = EVENT_CHUNK;
+	record->head.flags = call->flags;
+	record->head.reserved = 0;
+	record->head.pid = call->pid_tgid >> 32;
+	record->head.tid = (u32)call->pid_tgid;
+	record->head.len = len;
+	record->head.at = call->at;
+	record->head.conn = call->conn;
+	record->seq = call->seq;
+	record->missing = missing;
+}
+
+/* Bytes that went by without their content, or the end of the stream. */
+static __always_inline void emit_empty(struct call *call)
+{
+	struct chunk_event *record = reserve(0);
+	if (!record) {
+		lost(call->left);
+		return;
+	}
+	fill(record, call, 0, call->left);
+	submit(record, sizeof(*record));
+}
+
+#define EMIT_CLASS(ROOM)                                                                              \
+	{                                                                                             \
+		struct chunk_event *record = reserve(ROOM);                                           \
+		if (!record) {                                                                        \
+			lost(call->left);                                                             \
+			return;                                                                       \
+		}                                                                                     \
+		u64 size = call->limit;                                                               \
+		AT_MOST(size, ROOM);                                                                  \
+		bool fault = bpf_probe_read_user(record + 1, size, (void *)from) != 0;                \
+		if (fault)                                                                            \
+			size = 0;                                                                     \
+		fill(record, call, size, fault || size == call->limit ? call->left - (u32)size : 0);  \
+		submit(record, sizeof(struct chunk_event) + (ROOM));                                  \
+		if (fault) {                                                                          \
+			count(COUNT_FAULT, call->left);                                               \
+			call->limit = 0;                                                              \
+			return;                                                                       \
+		}                                                                                     \
+		call->seq += size;                                                                    \
+		call->left -= size;                                                                   \
+		call->limit -= size;                                                                  \
+	}
+
+/* Emit one record of a call whose bytes lie in one buffer; call->limit is what remains to be copied. */
+static __always_inline void emit_piece(struct call *call, u64 from)
+{
+	if (call->limit <= CLASS_1)
+		EMIT_CLASS(CLASS_1)
+	else if (call->limit <= CLASS_2)
+		EMIT_CLASS(CLASS_2)
+	else if (call->limit <= CLASS_3)
+		EMIT_CLASS(CLASS_3)
+	else if (call->limit <= CLASS_4)
+		EMIT_CLASS(CLASS_4)
+	else
+		EMIT_CLASS(CLASS_5)
+}
+
+/* Calls with several buffers are gathered, so that a message written in ten pieces is one event, not ten. A piece
+ * goes at any offset below `room` and has at most `room` bytes, so a record has room for twice that: the verifier
+ * can follow this, and not "offset + n <= room". Up to 1024 iovecs (UIO_MAXIOV) are walked, GATHER_STEP in a program
+ * run; a tail call goes on with the rest. */
+#define GATHER_STEP 48
+#define GATHER_1 480
+#define GATHER_2 2016
+#define GATHER_3 8160
+#define GATHER_4 32736
+
+struct iovec {
+	u64 base;
+	u64 len;
+};
+
+/* What is left of a call, between the program runs that emit it. Programs on tracepoints are not preempted. */
+struct walk {
+	struct call call;
+	u64 from;  /* of the bytes, or of the iovecs */
+	u64 count; /* of the iovecs */
+	u64 skip;  /* bytes of the current iovec that are done */
+	u64 gathered; /* bytes in the current record */
+	u64 fault;
+};
+
+BPF_PERCPU_ARRAY(walks, struct walk, 1);
+BPF_PROG_ARRAY(programs, 2);
+
+#define PROGRAM_GATHER 0
+#define PROGRAM_BULK 1
+
+/* The rest of a call that did not fit one record: 17 runs for COPY_LIMIT (1 MiB); the kernel allows 33. */
+int bulk(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 zero = 0;
+	struct walk *walk = walks.lookup(&zero);
+	if (!walk)
+		return 0;
+	u32 before = walk->call.limit;
+	emit_piece(&walk->call, walk->from);
+	if (walk->call.limit == 0 || walk->call.limit == before)
+		return 0;
+	walk->from += before - walk->call.limit;
+	programs.call(ctx, PROGRAM_BULK);
+	return 0;
+}
+
+/* Append what the current iovec gives. */
+static __always_inline void gather_piece(struct walk *walk, char *data, u64 room)
+{
+	struct iovec iov = {};
+	if (bpf_probe_read_user(&iov, sizeof(iov), (void *)walk->from)) {
+		walk->fault = 1;
+		return;
+	}
+	u64 rest = iov.len - walk->skip;
+	u64 n = walk->call.limit;
+	if (n > rest)
+		n = rest;
+	AT_MOST(n, room);
+	u64 offset = walk->gathered;
+	AT_MOST(offset, room - 1);
+	if (n && bpf_probe_read_user(data + offset, n, (void *)(iov.base + walk->skip))) {
+		walk->fault = 1;
+		return;
+	}
+	walk->gathered = offset + n;
+	walk->call.limit -= n;
+	walk->skip += n;
+	if (n == rest) {
+		walk->from += sizeof(struct iovec);
+		walk->count--;
+		walk->skip = 0;
+	}
+}
+
+#define GATHER_CLASS(ROOM)                                                                      \
+	record = reserve(2 * (ROOM));                                                           \
+	room = (ROOM);
+
+int gather(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 zero = 0;
+	struct walk *walk = walks.lookup(&zero);
+	if (!walk)
+		return 0;
+	struct call *call = &walk->call;
+	struct chunk_event *record;
+	u64 room;
+	if (call->limit <= GATHER_1) {
+		GATHER_CLASS(GATHER_1)
+	} else if (call->limit <= GATHER_2) {
+		GATHER_CLASS(GATHER_2)
+	} else if (call->limit <= GATHER_3) {
+		GATHER_CLASS(GATHER_3)
+	} else {
+		GATHER_CLASS(GATHER_4)
+	}
+	if (!record) {
+		lost(call->left);
+		return 0;
+	}
+	/* The loop's state lives in the map, where the verifier knows nothing of it: so every path through an iteration
+	 * ends in the same state, and 48 iterations are not 2^48 paths. */
+	walk->gathered = 0;
+	walk->fault = 0;
+	for (int i = 0; i < GATHER_STEP; i++) {
+		if (walk->count == 0 || walk->gathered >= room || call->limit == 0 || walk->fault)
+			break;
+		gather_piece(walk, (char *)(record + 1), room);
+	}
+	u32 left = call->left - (u32)walk->gathered;
+	bool last = walk->fault || call->limit == 0 || walk->count == 0;
+	if (walk->fault)
+		count(COUNT_FAULT, left);
+	fill(record, call, walk->gathered, last ? left : 0);
+	submit(record, sizeof(struct chunk_event) + 2 * room);
+	call->left = left;
+	call->seq += walk->gathered;
+	if (!last)
+		programs.call(ctx, PROGRAM_GATHER);
+	return 0;
+}
+
+static __always_inline void emit_call(struct bpf_raw_tracepoint_args *ctx, struct call *call, u64 from, u64 entries,
+				      bool vector)
+{
+	u32 zero = 0;
+	if (!vector) {
+		u32 before = call->limit;
+		emit_piece(call, from);
+		if (call->limit == 0 || call->limit == before)
+			return;
+		from += before - call->limit;
+	}
+	struct walk *walk = walks.lookup(&zero);
+	if (!walk)
+		return;
+	walk->call = *call;
+	walk->from = from;
+	walk->count = entries;
+	walk->skip = 0;
+	programs.call(ctx, vector ? PROGRAM_GATHER : PROGRAM_BULK);
+}
