@@ -369,15 +369,28 @@ static __always_inline u64 sock_of_file(u64 file)
 	return read_pointer(read_pointer(file, OFF_file_private_data), OFF_socket_sk);
 }
 
+/* Too large for the 512 bytes of stack beside the rest (arm64: 280 bytes). Programs on tracepoints are not preempted. */
+BPF_PERCPU_ARRAY(registers, struct registers, 1);
+
+static __always_inline struct registers *read_registers(u64 from)
+{
+	u32 zero = 0;
+	struct registers *to = registers.lookup(&zero);
+	if (to)
+		bpf_probe_read_kernel(to, sizeof(*to), (void *)from);
+	return to;
+}
+
 #ifndef HOOK_SYS_EXIT
 
 static __always_inline int on_length(struct bpf_raw_tracepoint_args *ctx, bool egress)
 {
 	if (!is_target(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	struct registers regs = {};
-	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)bpf_task_pt_regs(bpf_get_current_task_btf()));
-	return on_io(ctx, ctx->args[0], (int)ctx->args[1], egress ? 0 : (u32)ctx->args[2], egress, &regs);
+	struct registers *regs = read_registers(bpf_task_pt_regs(bpf_get_current_task_btf()));
+	if (!regs)
+		return 0;
+	return on_io(ctx, ctx->args[0], (int)ctx->args[1], egress ? 0 : (u32)ctx->args[2], egress, regs);
 }
 
 int on_send_length(struct bpf_raw_tracepoint_args *ctx)
@@ -396,14 +409,13 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	if (!is_target(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	struct registers regs = {};
-	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
+	struct registers *regs = read_registers(ctx->args[0]);
 	long moved = ctx->args[1];
-	if (moved < 0 || SYSCALL_IS_COMPAT(&regs))
+	if (!regs || moved < 0 || SYSCALL_IS_COMPAT(regs))
 		return 0;
 	bool egress = false;
 	u32 flags = 0;
-	switch (SYSCALL_NUMBER(&regs)) {
+	switch (SYSCALL_NUMBER(regs)) {
 	case SYS_WRITE:
 	case SYS_WRITEV:
 	case SYS_PWRITEV2:
@@ -419,31 +431,31 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		break;
 	case SYS_RECVFROM:
 	case SYS_RECVMMSG:
-		flags = SYSCALL_ARG4(&regs);
+		flags = SYSCALL_ARG4(regs);
 		break;
 	case SYS_RECVMSG:
-		flags = SYSCALL_ARG3(&regs);
+		flags = SYSCALL_ARG3(regs);
 		break;
 	default:
 		return 0;
 	}
-	u64 file = socket_file((u32)SYSCALL_ARG1(&regs));
+	u64 file = socket_file((u32)SYSCALL_ARG1(regs));
 	u64 sk = file ? sock_of_file(file) : 0;
 	if (!sk)
 		return 0;
-	if (moved > 0 && (SYSCALL_NUMBER(&regs) == SYS_SENDMMSG || SYSCALL_NUMBER(&regs) == SYS_RECVMMSG)) {
+	if (moved > 0 && (SYSCALL_NUMBER(regs) == SYS_SENDMMSG || SYSCALL_NUMBER(regs) == SYS_RECVMMSG)) {
 		/* The result counts messages. struct mmsghdr: 64 bytes, msg_len at 56. */
 		u64 total = 0;
 		for (int i = 0; i < 16; i++) {
 			u32 len = 0;
 			if (i >= moved)
 				break;
-			bpf_probe_read_user(&len, 4, (void *)(SYSCALL_ARG2(&regs) + i * 64 + 56));
+			bpf_probe_read_user(&len, 4, (void *)(SYSCALL_ARG2(regs) + i * 64 + 56));
 			total += len;
 		}
 		moved = total;
 	}
-	return on_io(ctx, sk, moved, flags, egress, &regs);
+	return on_io(ctx, sk, moved, flags, egress, regs);
 }
 
 #endif
@@ -511,9 +523,10 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	if (ctx->args[1] != SYS_CLOSE || !is_target(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	struct registers regs = {};
-	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
-	u64 file = socket_file((u32)SYSCALL_ARG1(&regs));
+	struct registers *regs = read_registers(ctx->args[0]);
+	if (!regs)
+		return 0;
+	u64 file = socket_file((u32)SYSCALL_ARG1(regs));
 	u64 sk = file ? sock_of_file(file) : 0;
 	struct conn *conn = sk ? conns.lookup(&sk) : NULL;
 	/* Forked processes and dup() share the file: only the last close ends the connection. */
