@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO, cast
 
@@ -123,31 +124,34 @@ class _Command(click.Command):
               help="Only connections with this IP address at either end.")
 @click.option("-r", "--read", metavar="FILE", help="Read a recording instead of tracing; needs no privilege.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N exchanges.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Stop after this time.")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", 
+              help="Stop after this time.")
 @click.option("-s", "--snaplen", default="64k", show_default=True, metavar="BYTES", callback=_size,
               help="Keep so many bytes of each body.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]),
               help="How to show exchanges [default: table on a terminal, else json].")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Short for --output json: one JSON object a line.")
 @click.option("-w", "--write", metavar="FILE",
-              help="Write to FILE: a recording (.apitrace) or JSON lines (.jsonl). Shows nothing unless --print is given.")
+              help="Write to FILE: a recording (.apitrace) or JSON lines (.jsonl); show nothing, unless --print is given.")
 @click.option("--print", "print_too", is_flag=True, help="With --write: show exchanges as well.")
 @click.option("-v", "verbosity", count=True, help="Table: show headers; -vv: bodies too.")
 @click.option("-q", "--quiet", is_flag=True, help="No banner, status line or summary.")
 @click.option("-t", "timestamps", count=True,
               help="Table, as in tcpdump: -t no time, -tt Unix time, -ttt since the row before, -tttt with the date, "
               "-ttttt since the first row.")
-@click.option("-Q", "direction", type=click.Choice(["in", "out"]), help="Only calls that the target answers (in) or makes (out).")
+@click.option("-Q", "direction", type=click.Choice(["in", "out"]), 
+              help="Only calls that the target answers (in) or makes (out).")
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
               help="Colour the table.")
 @click.option("--show-secrets", is_flag=True, help="Do not mask Authorization, cookies, API keys and passwords in URLs.")
-@click.option("--raw-headers", is_flag=True, help="JSON: add header_list, with case, order and repeats as on the wire.")
+@click.option("--raw-headers", is_flag=True,
+              help="JSON: add header_list, with case, order and repeats as on the wire.")
 @click.option("--ready-file", metavar="PATH", help="Create PATH once the probes are in place.")
 @click.option("--demo", is_flag=True, help="Trace a built-in workload.")
 @click.option("--hook", type=click.Choice(["sock_length", "sys_exit"]), hidden=True)
 @click.version_option(__version__, message="apitrace %(version)s")
 def _parse(*, expression: tuple[str, ...], as_json: bool, **values: Any) -> Options:
-    """Show the HTTP exchanges of a process, container, cgroup or command, live: tcpdump for APIs.
+    r"""Show the HTTP exchanges of a process, container, cgroup or command, live: tcpdump for APIs.
 
     \b
     sudo apitrace --pid 4121
@@ -190,8 +194,6 @@ def parse(arguments: Sequence[str]) -> Options | int:
 
 def _check(options: Options, command: tuple[str, ...]) -> Options:
     """Return the options with the command. Raises UsageError for combinations that make no sense."""
-    from dataclasses import replace  # noqa: PLC0415
-
     options = replace(options, command=command)
     problem = None
     if options.read is not None and (options.has_target or options.demo or options.ports or options.hosts):
@@ -199,7 +201,9 @@ def _check(options: Options, command: tuple[str, ...]) -> Options:
     elif options.demo and options.has_target:
         problem = "--demo brings its own target"
     elif options.read is None and not options.demo and not options.has_target:
-        problem = "nothing to trace: name a --pid, --comm, --container, --pod, --cgroup, --all or -- COMMAND (or --read FILE)"
+        problem = (
+            "nothing to trace: name a --pid, --comm, --container, --pod, --cgroup, --all or -- COMMAND (or --read FILE)"
+        )
     elif options.write is not None and Path(options.write).suffix not in (".apitrace", ".jsonl"):
         problem = f"--write {options.write}: the suffix says the format, and must be .apitrace or .jsonl"
     elif options.print_too and options.write is None:
@@ -213,7 +217,7 @@ def _check(options: Options, command: tuple[str, ...]) -> Options:
 
 def _same_file(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return Path(one).samefile(other)
     except OSError:
         return False
 
@@ -258,7 +262,7 @@ def _outputs(options: Options, node_name: str) -> tuple[list[Sink], Table | None
     sinks: list[Sink] = []
     if options.write is not None and options.write.endswith(".jsonl"):
         try:
-            stream = cast("BinaryIO", open(options.write, "wb"))  # noqa: SIM115 - the sink closes it
+            stream = cast("BinaryIO", Path(options.write).open("wb"))
         except OSError as error:
             message = f"cannot write {options.write}: {error.strerror}"
             raise OutputError(message) from error

@@ -85,43 +85,44 @@ static __always_inline void emit_empty(struct call *call)
 	submit(record, sizeof(*record));
 }
 
-#define EMIT_CLASS(ROOM)                                                                              \
-	{                                                                                             \
-		struct chunk_event *record = reserve(ROOM);                                           \
-		if (!record) {                                                                        \
-			lost(call->left);                                                             \
-			return;                                                                       \
-		}                                                                                     \
-		u64 size = call->limit;                                                               \
-		AT_MOST(size, ROOM);                                                                  \
-		bool fault = bpf_probe_read_user(record + 1, size, (void *)from) != 0;                \
-		if (fault)                                                                            \
-			size = 0;                                                                     \
-		fill(record, call, size, fault || size == call->limit ? call->left - (u32)size : 0);  \
-		submit(record, sizeof(struct chunk_event) + (ROOM));                                  \
-		if (fault) {                                                                          \
-			count(COUNT_FAULT, call->left);                                               \
-			call->limit = 0;                                                              \
-			return;                                                                       \
-		}                                                                                     \
-		call->seq += size;                                                                    \
-		call->left -= size;                                                                   \
-		call->limit -= size;                                                                  \
+/* Emit up to `room` bytes, a constant once this is inlined, of a call whose bytes lie in one buffer. */
+static __always_inline void emit_class(struct call *call, u64 from, u64 room)
+{
+	struct chunk_event *record = reserve(room);
+	if (!record) {
+		lost(call->left);
+		return;
 	}
+	u64 size = call->limit;
+	AT_MOST(size, room);
+	bool fault = bpf_probe_read_user(record + 1, size, (void *)from) != 0;
+	if (fault)
+		size = 0;
+	fill(record, call, size, fault || size == call->limit ? call->left - (u32)size : 0);
+	submit(record, sizeof(struct chunk_event) + room);
+	if (fault) {
+		count(COUNT_FAULT, call->left);
+		call->limit = 0;
+		return;
+	}
+	call->seq += size;
+	call->left -= size;
+	call->limit -= size;
+}
 
 /* Emit one record of a call whose bytes lie in one buffer; call->limit is what remains to be copied. */
 static __always_inline void emit_piece(struct call *call, u64 from)
 {
 	if (call->limit <= CLASS_1)
-		EMIT_CLASS(CLASS_1)
+		emit_class(call, from, CLASS_1);
 	else if (call->limit <= CLASS_2)
-		EMIT_CLASS(CLASS_2)
+		emit_class(call, from, CLASS_2);
 	else if (call->limit <= CLASS_3)
-		EMIT_CLASS(CLASS_3)
+		emit_class(call, from, CLASS_3);
 	else if (call->limit <= CLASS_4)
-		EMIT_CLASS(CLASS_4)
+		emit_class(call, from, CLASS_4);
 	else
-		EMIT_CLASS(CLASS_5)
+		emit_class(call, from, CLASS_5);
 }
 
 /* Calls with several buffers are gathered, so that a message written in ten pieces is one event, not ten. A piece
@@ -150,12 +151,15 @@ struct walk {
 };
 
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
-BPF_PROG_ARRAY(programs, 2);
+/* Large pieces are programs of their own, reached by tail calls: each is compiled and verified once, which keeps the
+ * start under a second. The kernel allows 33 tail calls in a row. */
+BPF_PROG_ARRAY(programs, 3);
 
-#define PROGRAM_GATHER 0
-#define PROGRAM_BULK 1
+#define PROGRAM_IO 0
+#define PROGRAM_GATHER 1
+#define PROGRAM_BULK 2
 
-/* The rest of a call that did not fit one record: 17 runs for COPY_LIMIT (1 MiB); the kernel allows 33. */
+/* A call whose bytes lie in one buffer: one run for most, 17 for COPY_LIMIT (1 MiB). */
 int bulk(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 zero = 0;
@@ -200,10 +204,6 @@ static __always_inline void gather_piece(struct walk *walk, char *data, u64 room
 	}
 }
 
-#define GATHER_CLASS(ROOM)                                                                      \
-	record = reserve(2 * (ROOM));                                                           \
-	room = (ROOM);
-
 int gather(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 zero = 0;
@@ -214,13 +214,17 @@ int gather(struct bpf_raw_tracepoint_args *ctx)
 	struct chunk_event *record;
 	u64 room;
 	if (call->limit <= GATHER_1) {
-		GATHER_CLASS(GATHER_1)
+		room = GATHER_1;
+		record = reserve(2 * GATHER_1);
 	} else if (call->limit <= GATHER_2) {
-		GATHER_CLASS(GATHER_2)
+		room = GATHER_2;
+		record = reserve(2 * GATHER_2);
 	} else if (call->limit <= GATHER_3) {
-		GATHER_CLASS(GATHER_3)
+		room = GATHER_3;
+		record = reserve(2 * GATHER_3);
 	} else {
-		GATHER_CLASS(GATHER_4)
+		room = GATHER_4;
+		record = reserve(2 * GATHER_4);
 	}
 	if (!record) {
 		lost(call->left);
@@ -246,25 +250,4 @@ int gather(struct bpf_raw_tracepoint_args *ctx)
 	if (!last)
 		programs.call(ctx, PROGRAM_GATHER);
 	return 0;
-}
-
-static __always_inline void emit_call(struct bpf_raw_tracepoint_args *ctx, struct call *call, u64 from, u64 entries,
-				      bool vector)
-{
-	u32 zero = 0;
-	if (!vector) {
-		u32 before = call->limit;
-		emit_piece(call, from);
-		if (call->limit == 0 || call->limit == before)
-			return;
-		from += before - call->limit;
-	}
-	struct walk *walk = walks.lookup(&zero);
-	if (!walk)
-		return;
-	walk->call = *call;
-	walk->from = from;
-	walk->count = entries;
-	walk->skip = 0;
-	programs.call(ctx, vector ? PROGRAM_GATHER : PROGRAM_BULK);
 }

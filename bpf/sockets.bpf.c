@@ -262,87 +262,6 @@ static __always_inline void find_buffers(struct buffers *to, struct registers *r
 		to->entries = 0;
 }
 
-/* One I/O call on a socket by a target. `moved` is its result, `flags` the MSG_ flags of a receive. */
-static __always_inline int on_io(struct bpf_raw_tracepoint_args *ctx, u64 sk, long moved, u32 flags, bool egress,
-				 struct registers *regs)
-{
-	if (moved < 0 || (moved == 0 && egress) || (flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE)))
-		return 0;
-	struct conn *conn = conns.lookup(&sk);
-	/* TCP's end is seen, so its entry is this socket's; an AF_UNIX entry may be of a socket that lay here before. */
-	if (conn && conn->family == AF_UNIX && conn->inode != read_inode(sk))
-		conn = NULL;
-	if (!conn)
-		conn = admit(sk, false);
-	if (!conn || conn->state == CONN_IGNORED)
-		return 0;
-
-	struct call call = {};
-	call.at = bpf_ktime_get_ns();
-	call.conn = conn->id;
-	call.pid_tgid = bpf_get_current_pid_tgid();
-	call.left = moved;
-	call.limit = moved < COPY_LIMIT ? moved : COPY_LIMIT;
-	call.flags = egress ? FLAG_EGRESS : 0;
-	if (!conn->counted) {
-		call.seq = read_position(sk, egress) - (u32)moved;
-		if (!egress && fin_is_read(sk))
-			call.seq--;
-	} else if (egress) {
-		call.seq = conn->egress_count;
-		conn->egress_count += moved;
-	} else {
-		call.seq = conn->ingress_count;
-		conn->ingress_count += moved;
-	}
-	if (moved == 0) {
-		u8 shutdown = 0;
-		READ_KERNEL(shutdown, sk, OFF_sock_sk_shutdown);
-		if (!conn->announced || !(shutdown & RCV_SHUTDOWN)) /* else: a read of no bytes */
-			return 0;
-		call.flags |= FLAG_EOF;
-		emit_empty(&call);
-		return 0;
-	}
-
-	struct buffers buffers = {};
-	if (SYSCALL_IS_COMPAT(regs))
-		count(COUNT_COMPAT, 1);
-	else if (!(flags & MSG_TRUNC)) /* else the bytes were discarded and the buffer is stale */
-		find_buffers(&buffers, regs);
-
-	u8 *verdict = verdicts.lookup(&conn->id);
-	if (verdict && *verdict == VERDICT_IGNORE) {
-		conn->state = CONN_IGNORED;
-		return 0;
-	}
-	if (conn->state == CONN_UNDECIDED) {
-		if ((verdict && *verdict == VERDICT_KNOWN) || (buffers.entries && looks_known(&buffers, moved))) {
-			conn->state = CONN_KNOWN;
-		} else if (conn->unknown_bytes >= UNKNOWN_BYTES_LIMIT) {
-			count(COUNT_UNKNOWN_BYTES, moved);
-			return 0;
-		} else {
-			u32 room = UNKNOWN_BYTES_LIMIT - conn->unknown_bytes;
-			if (call.limit > room)
-				call.limit = room;
-			/* 16 at least, so that many tiny calls end too. */
-			conn->unknown_bytes += call.limit < 16 ? 16 : call.limit;
-		}
-	}
-	if (!conn->announced)
-		announce(conn, sk, call.at, egress, moved);
-	if (buffers.entries == 0) {
-		count(COUNT_NO_CONTENT, moved);
-		emit_empty(&call);
-		return 0;
-	}
-	if ((u64)moved > call.limit && conn->state == CONN_KNOWN)
-		count(COUNT_CALL_LIMIT, (u64)moved - call.limit);
-	emit_call(ctx, &call, buffers.base, buffers.entries, buffers.vector);
-	return 0;
-}
-
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 
@@ -369,16 +288,120 @@ static __always_inline u64 sock_of_file(u64 file)
 	return read_pointer(read_pointer(file, OFF_file_private_data), OFF_socket_sk);
 }
 
-/* Too large for the 512 bytes of stack beside the rest (arm64: 280 bytes). Programs on tracepoints are not preempted. */
-BPF_PERCPU_ARRAY(registers, struct registers, 1);
+/* One I/O call on a socket by a target, as the hook describes it to the program `io`. */
+struct io {
+	struct registers regs;
+	u64 sk;
+	s64 moved; /* the call's result */
+	u32 flags; /* the MSG_ flags of a receive */
+	u32 egress;
+};
 
-static __always_inline struct registers *read_registers(u64 from)
+/* In a map, for it is too large for the stack. Programs on tracepoints are not preempted. */
+BPF_PERCPU_ARRAY(ios, struct io, 1);
+
+static __always_inline struct io *read_io(u64 registers)
 {
 	u32 zero = 0;
-	struct registers *to = registers.lookup(&zero);
-	if (to)
-		bpf_probe_read_kernel(to, sizeof(*to), (void *)from);
-	return to;
+	struct io *io = ios.lookup(&zero);
+	if (io)
+		bpf_probe_read_kernel(&io->regs, sizeof(io->regs), (void *)registers);
+	return io;
+}
+
+int io(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 zero = 0;
+	struct io *io = ios.lookup(&zero);
+	struct walk *walk = walks.lookup(&zero);
+	if (!io || !walk)
+		return 0;
+	struct registers *regs = &io->regs;
+	struct call *call = &walk->call;
+	u64 sk = io->sk;
+	long moved = io->moved;
+	u32 flags = io->flags;
+	bool egress = io->egress;
+	if (moved < 0 || (moved == 0 && egress) || (flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE)))
+		return 0;
+	struct conn *conn = conns.lookup(&sk);
+	/* TCP's end is seen, so its entry is this socket's; an AF_UNIX entry may be of a socket that lay here before. */
+	if (conn && conn->family == AF_UNIX && conn->inode != read_inode(sk))
+		conn = NULL;
+	if (!conn)
+		conn = admit(sk, false);
+	if (!conn || conn->state == CONN_IGNORED)
+		return 0;
+
+	call->at = bpf_ktime_get_ns();
+	call->conn = conn->id;
+	call->pid_tgid = bpf_get_current_pid_tgid();
+	call->left = moved;
+	call->limit = moved < COPY_LIMIT ? moved : COPY_LIMIT;
+	call->flags = egress ? FLAG_EGRESS : 0;
+	if (!conn->counted) {
+		call->seq = read_position(sk, egress) - (u32)moved;
+		if (!egress && fin_is_read(sk))
+			call->seq--;
+	} else if (egress) {
+		call->seq = conn->egress_count;
+		conn->egress_count += moved;
+	} else {
+		call->seq = conn->ingress_count;
+		conn->ingress_count += moved;
+	}
+	if (moved == 0) {
+		u8 shutdown = 0;
+		READ_KERNEL(shutdown, sk, OFF_sock_sk_shutdown);
+		if (!conn->announced || !(shutdown & RCV_SHUTDOWN)) /* else: a read of no bytes */
+			return 0;
+		call->flags |= FLAG_EOF;
+		emit_empty(call);
+		return 0;
+	}
+
+	struct buffers buffers = {};
+	if (SYSCALL_IS_COMPAT(regs))
+		count(COUNT_COMPAT, 1);
+	else if (!(flags & MSG_TRUNC)) /* else the bytes were discarded and the buffer is stale */
+		find_buffers(&buffers, regs);
+
+	u8 *verdict = verdicts.lookup(&conn->id);
+	if (verdict && *verdict == VERDICT_IGNORE) {
+		conn->state = CONN_IGNORED;
+		return 0;
+	}
+	if (conn->state == CONN_UNDECIDED) {
+		if ((verdict && *verdict == VERDICT_KNOWN) || (buffers.entries && looks_known(&buffers, moved))) {
+			conn->state = CONN_KNOWN;
+		} else if (conn->unknown_bytes >= UNKNOWN_BYTES_LIMIT) {
+			count(COUNT_UNKNOWN_BYTES, moved);
+			return 0;
+		} else {
+			u32 room = UNKNOWN_BYTES_LIMIT - conn->unknown_bytes;
+			if (call->limit > room)
+				call->limit = room;
+			/* 16 at least, so that many tiny calls end too. */
+			conn->unknown_bytes += call->limit < 16 ? 16 : call->limit;
+		}
+	}
+	if (!conn->announced)
+		announce(conn, sk, call->at, egress, moved);
+	if (buffers.entries == 0) {
+		count(COUNT_NO_CONTENT, moved);
+		emit_empty(call);
+		return 0;
+	}
+	if ((u64)moved > call->limit && conn->state == CONN_KNOWN)
+		count(COUNT_CALL_LIMIT, (u64)moved - call->limit);
+	walk->from = buffers.base;
+	walk->count = buffers.entries;
+	walk->skip = 0;
+	if (buffers.vector)
+		programs.call(ctx, PROGRAM_GATHER);
+	else
+		programs.call(ctx, PROGRAM_BULK);
+	return 0;
 }
 
 #ifndef HOOK_SYS_EXIT
@@ -387,10 +410,15 @@ static __always_inline int on_length(struct bpf_raw_tracepoint_args *ctx, bool e
 {
 	if (!is_target(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	struct registers *regs = read_registers(bpf_task_pt_regs(bpf_get_current_task_btf()));
-	if (!regs)
+	struct io *io = read_io(bpf_task_pt_regs(bpf_get_current_task_btf()));
+	if (!io)
 		return 0;
-	return on_io(ctx, ctx->args[0], (int)ctx->args[1], egress ? 0 : (u32)ctx->args[2], egress, regs);
+	io->sk = ctx->args[0];
+	io->moved = (int)ctx->args[1];
+	io->flags = egress ? 0 : (u32)ctx->args[2];
+	io->egress = egress;
+	programs.call(ctx, PROGRAM_IO);
+	return 0;
 }
 
 int on_send_length(struct bpf_raw_tracepoint_args *ctx)
@@ -409,9 +437,12 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	if (!is_target(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	struct registers *regs = read_registers(ctx->args[0]);
+	struct io *io = read_io(ctx->args[0]);
+	if (!io)
+		return 0;
+	struct registers *regs = &io->regs;
 	long moved = ctx->args[1];
-	if (!regs || moved < 0 || SYSCALL_IS_COMPAT(regs))
+	if (moved < 0 || SYSCALL_IS_COMPAT(regs))
 		return 0;
 	bool egress = false;
 	u32 flags = 0;
@@ -455,7 +486,12 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		}
 		moved = total;
 	}
-	return on_io(ctx, sk, moved, flags, egress, regs);
+	io->sk = sk;
+	io->moved = moved;
+	io->flags = flags;
+	io->egress = egress;
+	programs.call(ctx, PROGRAM_IO);
+	return 0;
 }
 
 #endif
@@ -523,10 +559,10 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	if (ctx->args[1] != SYS_CLOSE || !is_target(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	struct registers *regs = read_registers(ctx->args[0]);
-	if (!regs)
+	struct io *io = read_io(ctx->args[0]);
+	if (!io)
 		return 0;
-	u64 file = socket_file((u32)SYSCALL_ARG1(regs));
+	u64 file = socket_file((u32)SYSCALL_ARG1(&io->regs));
 	u64 sk = file ? sock_of_file(file) : 0;
 	struct conn *conn = sk ? conns.lookup(&sk) : NULL;
 	/* Forked processes and dup() share the file: only the last close ends the connection. */

@@ -48,8 +48,8 @@ class Btf:
             return cls(VMLINUX.read_bytes())
         except OSError as error:
             message = (
-                f"no kernel type information at {VMLINUX} ({error.strerror}): a kernel 5.8 or newer that was built with "
-                "CONFIG_DEBUG_INFO_BTF=y is needed"
+                f"no kernel type information at {VMLINUX} ({error.strerror}): a kernel 5.8 or newer that was built "
+                "with CONFIG_DEBUG_INFO_BTF=y is needed"
             )
             raise PlatformError(message) from error
 
@@ -123,7 +123,8 @@ class Btf:
         for name in path.split("."):
             found = self._member(self._resolve(type_id), name.encode())
             if found is None:
-                raise KeyError(f"{structure}.{path}")
+                missing = f"{structure}.{path}"
+                raise KeyError(missing)
             total, type_id = total + found[0], found[1]
         return total
 
@@ -142,4 +143,5 @@ class Btf:
             name_offset, value = struct.unpack_from("=Ii", self._types, members + 8 * index)
             if self._string(name_offset) == name.encode():
                 return int(value)
-        raise KeyError(f"{enumeration}.{name}")
+        missing = f"{enumeration}.{name}"
+        raise KeyError(missing)

@@ -30,8 +30,8 @@ COPY_LIMIT = 1 << 20
 """Bytes of one call that are copied: more than any socket buffer holds by default (net.ipv4.tcp_wmem: 4 MiB at most,
 mostly far less), and the bound up to which the kernel's verifier follows the copy loop."""
 
-_TAIL_CALLED = (b"gather", b"bulk")
-"""PROGRAM_GATHER, PROGRAM_BULK in emit.bpf.c."""
+_TAIL_CALLED = (b"io", b"gather", b"bulk")
+"""PROGRAM_IO, PROGRAM_GATHER, PROGRAM_BULK in emit.bpf.c."""
 
 # (structure, member) -> read by the programs as OFF_structure_lastname.
 _OFFSETS = (
