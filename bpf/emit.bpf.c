@@ -134,6 +134,7 @@ static __always_inline void emit_piece(struct call *call, u64 from)
 #define GATHER_2 2016
 #define GATHER_3 8160
 #define GATHER_4 32736
+#define GATHER_5 65504
 
 struct iovec {
 	u64 base;
@@ -222,9 +223,12 @@ int gather(struct bpf_raw_tracepoint_args *ctx)
 	} else if (call->limit <= GATHER_3) {
 		room = GATHER_3;
 		record = reserve(2 * GATHER_3);
-	} else {
+	} else if (call->limit <= GATHER_4) {
 		room = GATHER_4;
 		record = reserve(2 * GATHER_4);
+	} else {
+		room = GATHER_5;
+		record = reserve(2 * GATHER_5);
 	}
 	if (!record) {
 		lost(call->left);
@@ -247,7 +251,9 @@ int gather(struct bpf_raw_tracepoint_args *ctx)
 	submit(record, sizeof(struct chunk_event) + 2 * room);
 	call->left = left;
 	call->seq += walk->gathered;
-	if (!last)
+	if (!last) {
 		programs.call(ctx, PROGRAM_GATHER);
+		emit_empty(call); /* only if that was one tail call too many: the rest is a marked gap */
+	}
 	return 0;
 }
