@@ -1,26 +1,26 @@
 """From the fragments in bpf/ to loaded programs: one text, offsets from BTF, compiled by bcc without kernel headers.
 
-`load` returns a Kernel with every program of the plan loaded and nothing attached yet. bcc is imported here only, and
-late: it is the distribution's package, and its absence must be a clear line and not a traceback.
+bcc is imported only here, late, and in a child process: its absence must be a clear line and not a traceback, its
+compiler's 140 MB must not stay with the capture, and what it prints must not reach the user's terminal. The child
+sends the descriptors of the loaded programs and maps over a socket, and ends.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
+import socket
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import orjson
 
 from apitrace.errors import PlatformError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from apitrace.probes.btf import Btf
+from apitrace.probes.btf import Btf
+from apitrace.probes.kernel import Kernel
 
 FRAGMENTS = ("maps.bpf.c", "filter.bpf.c", "emit.bpf.c", "sockets.bpf.c", "process.bpf.c")
 """In the order in which they are joined. bcc rewrites map accesses in the main text only, so nothing that touches a
@@ -30,7 +30,7 @@ COPY_LIMIT = 1 << 20
 """Bytes of one call that are copied: more than any socket buffer holds by default (net.ipv4.tcp_wmem: 4 MiB at most,
 mostly far less), and the bound up to which the kernel's verifier follows the copy loop."""
 
-_TAIL_CALLED = (b"io", b"gather", b"bulk")
+TAIL_CALLED = ("io", "gather", "bulk")
 """PROGRAM_IO, PROGRAM_GATHER, PROGRAM_BULK in emit.bpf.c."""
 
 # (structure, member) -> read by the programs as OFF_structure_lastname.
@@ -120,88 +120,29 @@ def program_text(directory: Path, machine: str) -> str:
         known = ", ".join(sorted(path.stem[len("arch_") :] for path in directory.glob("arch_*.h")))
         message = f"no support for the {machine} architecture: apitrace knows {known}"
         raise PlatformError(message)
-    parts = []
-    for path in (directory / "apitrace.h", architecture, *(directory / name for name in FRAGMENTS)):
-        parts.append(f'#line 1 "{path.name}"\n{path.read_text()}')
-    return "\n".join(parts)
+    paths = (directory / "apitrace.h", architecture, *(directory / name for name in FRAGMENTS))
+    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A row of the plan: a raw tracepoint, the program for it."""
+    """A raw tracepoint, and the program for it."""
 
     tracepoint: str
     program: str
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the programs are compiled for."""
 
-    switches: dict[str, int] = field(default_factory=dict)
+    switches: dict[str, int]
     """-D name=value."""
-    plan: tuple[Attachment, ...] = ()
-    """Attached by `attach`."""
-    later: tuple[Attachment, ...] = ()
-    """Loaded too, attached one by one when needed."""
-    ring_bytes: int = 32 << 20
-
-
-class Kernel:
-    """Loaded programs and their maps: a thin face of bcc, with errors of our own."""
-
-    def __init__(self, bpf: Any, bcc: Any, plan: tuple[Attachment, ...]) -> None:
-        self._bpf = bpf
-        self._bcc = bcc
-        self._plan = plan
-
-    def table(self, name: str) -> Any:
-        """Return a map by name, as bcc gives it."""
-        return self._bpf[name.encode()]
-
-    def attach(self) -> None:
-        """Attach the whole plan. Raises PlatformError."""
-        for row in self._plan:
-            self.attach_one(row)
-
-    def attach_one(self, row: Attachment) -> None:
-        """Attach one program. Raises PlatformError."""
-        try:
-            self._bpf.attach_raw_tracepoint(tp=row.tracepoint.encode(), fn_name=row.program.encode())
-        except Exception as error:  # bcc raises bare Exception
-            message = f"this kernel ({platform.release()}) does not let {row.program} attach to {row.tracepoint}"
-            raise PlatformError(message) from error
-
-    def detach(self) -> None:
-        """Detach everything: no program runs any more; what is in the ring buffer stays readable."""
-        for name in list(self._bpf.raw_tracepoint_fds):
-            self._bpf.detach_raw_tracepoint(name)
-
-    def open_ring(self, callback: Any) -> None:
-        """Have `callback(context, address, size)` called for each record by `poll`."""
-        self._bpf[b"events"].open_ring_buffer(callback)
-
-    def poll(self, timeout_ms: int) -> None:
-        """Wait until the kernel wakes us or the time is over, then take all there is."""
-        self._bpf.ring_buffer_poll(timeout_ms)
-        self._bpf.ring_buffer_consume()
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[list[str]]:
-    """Collect what libbcc and clang print to descriptor 2, which would bury our one line."""
-    lines: list[str] = []
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            lines.extend(sink.read().decode("utf-8", "replace").splitlines())
+    programs: tuple[str, ...]
+    """Functions to load, beside those that are tail-called."""
+    maps: tuple[str, ...]
+    """Maps that user space reads or writes."""
+    ring_bytes: int
 
 
 def _import_bcc() -> Any:
@@ -222,33 +163,69 @@ def _import_bcc() -> Any:
     return bcc
 
 
-def load(settings: Settings, btf: Btf) -> Kernel:
-    """Compile and load. Raises PlatformError, with the compiler's or verifier's last words."""
+def _compile(settings: Settings, flags: list[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Compile and load in this process; return the descriptors of programs and maps."""
     directory = source_directory()
     os.environ["BCC_KERNEL_SOURCE"] = str(directory / "headers")
     bcc = _import_bcc()
-    text = program_text(directory, platform.machine())
+    bpf = bcc.BPF(text=program_text(directory, platform.machine()).encode(), cflags=flags)
+    names = (*settings.programs, *TAIL_CALLED)
+    programs = {name: bpf.load_func(name.encode(), bcc.BPF.RAW_TRACEPOINT).fd for name in names}
+    table = bpf[b"programs"]
+    for index, name in enumerate(TAIL_CALLED):
+        table[table.Key(index)] = table.Leaf(programs[name])
+    # The kernel empties a program array when its last descriptor is closed: so it is handed over as well.
+    maps = {name: bpf[name.encode()].map_fd for name in (*settings.maps, "events", "programs")}
+    return programs, maps
+
+
+def _child(settings: Settings, flags: list[str], to: socket.socket) -> None:
+    """Compile; send the descriptors, or the error, to the parent. What clang prints goes nowhere else."""
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        try:
+            programs, maps = _compile(settings, flags)
+            reply = {"programs": list(programs), "maps": list(maps)}
+            socket.send_fds(to, [orjson.dumps(reply)], [*programs.values(), *maps.values()])
+        except PlatformError as error:
+            to.sendall(orjson.dumps({"error": str(error)}))
+        except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
+            sys.stderr.flush()
+            said.seek(0)
+            output = said.read().decode("utf-8", "replace")
+            lines = [line.strip() for line in output.splitlines() if line.strip()]
+            telling = next((line for line in lines if "error" in line), lines[-1] if lines else "no detail")
+            message = f"the kernel programs could not be loaded: {error} ({telling})"
+            to.sendall(orjson.dumps({"error": message.replace("\n", " ")[:2000]}))
+
+
+def load(settings: Settings, btf: Btf) -> Kernel:
+    """Compile and load, in a child that is gone afterwards. Raises PlatformError."""
     flags = offset_flags(btf) + [f"-D{name}={value}" for name, value in settings.switches.items()]
     flags += [
         f"-DRING_PAGES={settings.ring_bytes // 4096}",
-        f"-DRING_WAKE_BYTES={settings.ring_bytes // 4}",
+        f"-DRING_WAKE_BYTES={settings.ring_bytes // 16}",
         f"-DCOPY_LIMIT={COPY_LIMIT}",
         "-Wno-macro-redefined",
     ]
-    said: list[str] = []
-    try:
-        with _captured_stderr() as said:
-            bpf = bcc.BPF(text=text.encode(), cflags=flags)
-            for row in settings.plan + settings.later:
-                bpf.load_func(row.program.encode(), bcc.BPF.RAW_TRACEPOINT)
-            programs = bpf[b"programs"]
-            for index, name in enumerate(_TAIL_CALLED):
-                function = bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
-                programs[programs.Key(index)] = programs.Leaf(function.fd)
-    except Exception as error:  # bcc raises bare Exception
-        detail = next((line for line in reversed(said) if line.strip()), "no detail")
-        if os.environ.get("APITRACE_DEBUG"):
-            sys.stderr.write("\n".join(said) + "\n")
-        message = f"the kernel programs could not be loaded: {error} ({detail.strip()})"
-        raise PlatformError(message) from error
-    return Kernel(bpf, bcc, settings.plan)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        try:
+            _child(settings, flags, theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    with ours:
+        raw, descriptors, _, _ = socket.recv_fds(ours, 1 << 16, 128)
+    os.waitpid(child, 0)
+    if not raw:
+        message = "the kernel programs could not be loaded: the compiler crashed"
+        raise PlatformError(message)
+    reply = orjson.loads(raw)
+    if "error" in reply:
+        raise PlatformError(reply["error"])
+    programs = dict(zip(reply["programs"], descriptors, strict=False))
+    maps = dict(zip(reply["maps"], descriptors[len(programs) :], strict=True))
+    return Kernel(programs, maps)

@@ -11,13 +11,17 @@ from __future__ import annotations
 import ctypes
 import ipaddress
 import os
+import socket
+import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apitrace.errors import PlatformError, TargetError
 from apitrace.probes import events
 from apitrace.probes.btf import Btf
+from apitrace.probes.kernel import Kernel
 from apitrace.probes.loader import Attachment, Settings, load
 
 if TYPE_CHECKING:
@@ -41,9 +45,11 @@ _ALWAYS = (
     Attachment("sched_process_exit", "on_exit"),
 )
 _CLOSE = Attachment("sys_enter", "on_sys_enter")
-_BY_NAME = 1
-_BY_CGROUP = 2
-_AF_UNIX = 1
+_BY_NAME = b"\1"
+_BY_CGROUP = b"\2"
+_YES = b"\1"
+_PID = struct.Struct("=I")
+_U16 = struct.Struct("=H")
 _FAMILY_AT = events.HEAD.size + 36  # socket_event.family
 
 
@@ -70,7 +76,9 @@ class LiveSource:
         members: Callable[[], Iterable[int]] = tuple,
         unix_listeners: Callable[[Iterable[int]], bool] = lambda _: False,
     ) -> None:
-        """`describe(pid)` says (comm, exe, container), or None if the process is gone; `members()` reads again which
+        """Prepare; nothing is loaded yet.
+
+        `describe(pid)` says (comm, exe, container), or None if the process is gone; `members()` reads again which
         processes the cgroups hold; `unix_listeners(pids)` whether one of these listens on an AF_UNIX socket.
         """
         self._targets = targets
@@ -83,11 +91,15 @@ class LiveSource:
         self._raw: list[bytes] = []
         self._known: set[bytes] = set()
         self._closes_watched = False
-        self._kernel: Any = None
+        self._kernel: Kernel | None = None
+        self._plan: tuple[Attachment, ...] = ()
         self._last_counters: tuple[int, ...] = ()
 
     def start(self) -> None:
-        """Load and attach. Raises PlatformError, or TargetError if every target ended before the probes were in place."""
+        """Load and attach.
+
+        Raises PlatformError, or TargetError if every target ended before the probes were in place.
+        """
         btf = Btf.of_kernel()
         hook = self._hook or ("sock_length" if btf.has_tracepoint("sock_send_length") else "sys_exit")
         if hook == "sock_length" and not btf.has_tracepoint("sock_send_length"):
@@ -96,12 +108,14 @@ class LiveSource:
         targets = self._targets
         switches = {"SELF_PID": os.getpid(), "FOLLOW": int(targets.follow)}
         plan = _HOOKS[hook] + _ALWAYS
+        maps = ["targets", "verdicts", "counters"]
         if hook == "sys_exit":
             switches["HOOK_SYS_EXIT"] = 1
         if targets.everything:
             switches["TARGET_ALL"] = 1
         if targets.cgroups:
             switches["TARGET_CGROUPS"] = 1
+            maps.append("cgroups")
             hierarchies = 0
             for cgroup in targets.cgroups:
                 hierarchies |= 1 << cgroup.hierarchy
@@ -109,66 +123,60 @@ class LiveSource:
             plan += (Attachment("cgroup_attach_task", "on_cgroup_attach_task"),)
         if targets.comms:
             switches["TARGET_COMMS"] = 1
+            maps.append("comms")
             plan += (Attachment("task_rename", "on_task_rename"),)
         if self._narrowing.ports:
             switches["FILTER_PORTS"] = 1
+            maps.append("ports")
         if self._narrowing.hosts:
             switches["FILTER_HOSTS"] = 1
-        self._kernel = load(Settings(switches, plan, (_CLOSE,), self._ring_bytes), btf)
+            maps.append("hosts")
+        programs = tuple(row.program for row in (*plan, _CLOSE))
+        self._kernel = load(Settings(switches, programs, tuple(maps), self._ring_bytes), btf)
         self._fill_filters()
         self._kernel.open_ring(self._on_record)
-        self._kernel.attach()
+        for row in plan:
+            self._kernel.attach(row.tracepoint, row.program)
         self.add(targets.pids, by_cgroup=False)
         self.add(self._members(), by_cgroup=True)
         # A process that ended between being named and being attached to has sent no exit event: its entry would stay.
         for pid in targets.pids:
-            if not os.path.exists(f"/proc/{pid}"):
-                self._remove(pid)
+            if not Path(f"/proc/{pid}").exists():
+                self._kernel.delete("targets", _PID.pack(pid))
         if targets.pids and not self.has_targets and not (targets.cgroups or targets.comms or targets.everything):
             message = f"{targets.description or 'the target'} ended before the probes were in place"
             raise TargetError(message)
         if self._unix_listeners(self.target_pids()):
             self._watch_closes()
 
+    def _loaded(self) -> Kernel:
+        if self._kernel is None:
+            message = "the source has not been started"
+            raise RuntimeError(message)
+        return self._kernel
+
     def _fill_filters(self) -> None:
-        targets, narrowing = self._targets, self._narrowing
-        one = ctypes.c_uint8(1)
-        if targets.cgroups:
-            table = self._kernel.table("cgroups")
-            for cgroup in targets.cgroups:
-                table[table.Key(cgroup.inode, cgroup.hierarchy)] = one
-        if targets.comms:
-            table = self._kernel.table("comms")
-            for comm in targets.comms:
-                table[table.Key(comm.encode()[:15])] = one
-        if narrowing.ports:
-            table = self._kernel.table("ports")
-            for port in narrowing.ports:
-                table[ctypes.c_uint16(port)] = one
-        if narrowing.hosts:
-            table = self._kernel.table("hosts")
-            for host in narrowing.hosts:
-                table[table.Key((ctypes.c_uint8 * 16)(*_mapped(host)))] = one
+        kernel = self._loaded()
+        for cgroup in self._targets.cgroups:
+            kernel.update("cgroups", struct.pack("=QQ", cgroup.inode, cgroup.hierarchy), _YES)
+        for comm in self._targets.comms:
+            kernel.update("comms", comm.encode()[:15].ljust(16, b"\0"), _YES)
+        for port in self._narrowing.ports:
+            kernel.update("ports", struct.pack("=H", port), _YES)
+        for host in self._narrowing.hosts:
+            kernel.update("hosts", _mapped(host), _YES)
 
     def add(self, pids: Iterable[int], *, by_cgroup: bool = False) -> None:
         """Make processes targets."""
-        if self._targets.everything:
-            return
-        table = self._kernel.table("targets")
-        for pid in pids:
-            table[ctypes.c_uint32(pid)] = ctypes.c_uint8(_BY_CGROUP if by_cgroup else _BY_NAME)
-
-    def _remove(self, pid: int) -> None:
-        try:
-            del self._kernel.table("targets")[ctypes.c_uint32(pid)]
-        except KeyError:
-            pass  # its exit was seen after all
+        if not self._targets.everything:
+            for pid in pids:
+                self._loaded().update("targets", _PID.pack(pid), _BY_CGROUP if by_cgroup else _BY_NAME)
 
     def target_pids(self) -> list[int]:
         """Return the processes that are targets now (none are listed with --all)."""
         if self._targets.everything:
             return []
-        return [int(key.value) for key in self._kernel.table("targets").keys()]  # noqa: SIM118 - a bcc table, no dict
+        return [_PID.unpack(key)[0] for key in self._loaded().keys("targets", _PID.size)]
 
     @property
     def has_targets(self) -> bool:
@@ -179,11 +187,11 @@ class LiveSource:
     def _watch_closes(self) -> None:
         if not self._closes_watched:
             self._closes_watched = True
-            self._kernel.attach_one(_CLOSE)
+            self._loaded().attach(_CLOSE.tracepoint, _CLOSE.program)
 
     # -- hot: once per event --------------------------------------------------------------------------------------
 
-    def _on_record(self, _context: Any, address: int, size: int) -> int:
+    def _on_record(self, _context: int | None, address: int, size: int) -> int:
         """Copy a record out of the ring buffer: all of a small one, of a large one what it says it uses."""
         if size > 1024:
             used = events.CHUNK_SIZE + ctypes.c_uint32.from_address(address + 12).value
@@ -193,7 +201,7 @@ class LiveSource:
 
     def poll(self, timeout_ms: int) -> list[bytes]:
         """Return the raw events of the last `timeout_ms` at most, in order."""
-        self._kernel.poll(timeout_ms)
+        self._loaded().poll(timeout_ms)
         raw, self._raw = self._raw, []
         known = self._known
         out: list[bytes] = []
@@ -210,11 +218,11 @@ class LiveSource:
 
     def _introduce(self, record: bytes, kind: int, raw_pid: bytes, out: list[bytes]) -> None:
         """Say who a process is before its first event, and again after exec."""
-        pid = int.from_bytes(raw_pid, "little" if _LITTLE else "big")
+        pid = _PID.unpack(raw_pid)[0]
         if kind == events.EXIT:
             self._known.discard(raw_pid)
             return
-        if kind == events.SOCKET and int.from_bytes(record[_FAMILY_AT : _FAMILY_AT + 2], "little") == _AF_UNIX:
+        if kind == events.SOCKET and _U16.unpack_from(record, _FAMILY_AT)[0] == socket.AF_UNIX:
             self._watch_closes()
         if raw_pid in self._known and kind != events.EXEC:
             return
@@ -232,12 +240,11 @@ class LiveSource:
 
     def verdict(self, conn: int, value: int) -> None:
         """Tell the programs about a connection: 1 to leave it alone, 2 to copy it whole."""
-        self._kernel.table("verdicts")[ctypes.c_uint64(conn)] = ctypes.c_uint8(value)
+        self._loaded().update("verdicts", struct.pack("=Q", conn), bytes([value]))
 
     def counters(self) -> bytes | None:
         """Return the programs' counters as a raw event, or None if nothing has changed."""
-        table = self._kernel.table("counters")
-        values = tuple(int(table.sum(ctypes.c_int(index)).value) for index in range(len(events.COUNTER_NAMES)))
+        values = self._loaded().sums("counters", len(events.COUNTER_NAMES))
         if values == self._last_counters:
             return None
         self._last_counters = values
@@ -250,7 +257,6 @@ class LiveSource:
 
 
 _RARE = frozenset({events.SOCKET, events.EXEC, events.EXIT})
-_LITTLE = (1).to_bytes(2, "little") == ctypes.string_at(ctypes.byref(ctypes.c_uint16(1)), 2)
 
 
 def _mapped(host: str) -> bytes:
