@@ -167,7 +167,8 @@ def _parse(*, expression: tuple[str, ...], as_json: bool, **values: Any) -> Opti
             message = "-j and --output table exclude each other"
             raise click.UsageError(message)
         values["output"] = "json"
-    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Options(**fields)
 
 
 def parse(arguments: Sequence[str]) -> Options | int:
@@ -396,65 +397,49 @@ def _live(options: Options) -> int:
             members=lambda: resolver.members(targets),
             unix_listeners=procfs.any_listens_on_unix,
         )
+        stats = Stats()
+        capture = Capture(
+            source,
+            sinks,
+            stats=stats,
+            clock_offset_ns=offset,
+            snaplen=options.snaplen,
+            redactor=Redactor(show=options.show_secrets),
+            keep=_keep(options),
+            recorder=recorder,
+            limits=Limits(
+                count=options.count,
+                duration_ns=None if options.duration is None else int(options.duration * 1e9),
+                ended=command.ended if command is not None else lambda: not source.has_targets,
+            ),
+            say=(lambda _: None) if options.quiet else _say,
+            status=table.set_status if table is not None and not options.quiet else None,
+        )
         try:
             source.start()
-            ready = stack.enter_context(_ready(options.ready_file))
-            ready()
+            stack.enter_context(_ready(options.ready_file))()
             if not options.quiet:
                 _say(f"tracing {targets.description}; Ctrl-C ends")
             if command is not None:
                 command.release()
         except BaseException:
             source.stop()
-            if command is not None and command.status is None:
+            if command is not None:
                 command.cancel()
             raise
-        return _capture(options, source, sinks, table, recorder, command, workload, offset)
-
-
-def _capture(
-    options: Options,
-    source: LiveSource,
-    sinks: list[Sink],
-    table: Table | None,
-    recorder: Recorder | None,
-    command: Command | None,
-    workload: Workload | None,
-    offset: int,
-) -> int:
-    stats = Stats()
-
-    def ended() -> bool:
-        if command is not None:
-            return command.ended()
-        return not source.has_targets
-
-    capture = Capture(
-        source,
-        sinks,
-        stats=stats,
-        clock_offset_ns=offset,
-        snaplen=options.snaplen,
-        redactor=Redactor(show=options.show_secrets),
-        keep=_keep(options),
-        recorder=recorder,
-        limits=Limits(
-            count=options.count,
-            duration_ns=None if options.duration is None else int(options.duration * 1e9),
-            ended=ended,
-        ),
-        say=(lambda _: None) if options.quiet else _say,
-        status=table.set_status if table is not None else None,
-    )
-    with capture.signals():
+        with capture.signals():
+            if workload is not None:
+                workload.begin()
+            capture.run()
+        _summary(options, stats)
         if workload is not None:
-            workload.begin()
-        capture.run()
-    _summary(options, stats)
-    if workload is not None:
-        for line in workload.compare(capture.shown):
-            _say(line)
-    return command.wait() if command is not None else 0
+            for line in workload.compare(capture.shown):
+                _say(line)
+        if command is None:
+            return 0
+        if capture.stopped_by is not None:
+            command.interrupt(capture.stopped_by)
+        return command.wait()
 
 
 def run(arguments: Sequence[str]) -> int:

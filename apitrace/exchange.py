@@ -66,8 +66,8 @@ class Connection(NamedTuple):
     """What the exchange travelled on."""
 
     id: str
-    family: str
-    """"ipv4", "ipv6" or "unix"."""
+    family: str | None
+    """"ipv4", "ipv6" or "unix"; None if the event that tells was lost."""
     stream_id: int | None = None
     """HTTP/2 stream; None for HTTP/1."""
     address_source: str = "socket"
@@ -171,6 +171,6 @@ class Exchange(NamedTuple):
             return request.path
         if request.authority is None or request.scheme is None:
             return None
-        if request.method == "CONNECT":
+        if not request.path.startswith("/"):  # CONNECT host:port and OPTIONS *
             return None
         return f"{request.scheme}://{request.authority}{request.path}"

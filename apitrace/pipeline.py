@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol
@@ -34,6 +34,7 @@ _SILENCE_NS = 5_000_000_000
 """After so long without an exchange, one line says why."""
 
 _TARGET_CHECK_NS = 1_000_000_000
+_STATUS_NS = 500_000_000
 
 
 class Source(Protocol):
@@ -96,13 +97,17 @@ class Capture:
         self._status = status
         self._stop = False
         self._report = False
-        self.shown = 0
         self._broken_pipe = False
+        self.shown = 0
+        """Exchanges that went to the sinks."""
+        self.stopped_by: int | None = None
+        """The signal that ended the capture, if one did."""
 
-    def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
-        """End the capture at the next batch. A second request ends the program at once."""
-        if self._stop:
+    def request_stop(self, number: int, _frame: FrameType | None = None) -> None:
+        """End the capture at the next batch, because of a signal. A second one ends the program at once."""
+        if self.stopped_by is not None:
             raise KeyboardInterrupt
+        self.stopped_by = number
         self._stop = True
 
     def request_report(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
@@ -110,9 +115,9 @@ class Capture:
         self._report = True
 
     @contextlib.contextmanager
-    def signals(self) -> object:  # type: ignore[misc]  # contextmanager over a generator without yield value
+    def signals(self) -> Iterator[None]:
         """Take SIGINT, SIGTERM and SIGUSR1 for the time of the capture."""
-        handlers = {
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
             signal.SIGINT: self.request_stop,
             signal.SIGTERM: self.request_stop,
             signal.SIGUSR1: self.request_report,
@@ -126,44 +131,49 @@ class Capture:
 
     def run(self) -> None:
         """Capture until something ends it; then show what is open, and close the sinks. Raises OutputError."""
-        source = self._source
-        began = time.monotonic_ns()
-        quiet_since = began
-        checked = began
-        explained = False
         try:
-            while not self._stop:
-                raw = source.poll(POLL_MS)
-                if raw is None:
-                    break
-                ended = self._take(raw)
-                if self._stop:
-                    break
-                now = time.monotonic_ns()
-                self._flush()
-                if self.shown:
-                    quiet_since = now
-                if self._report:
-                    self._report = False
-                    self._count_losses()
-                    for line in self._stats.summary_lines():
-                        self._say(line)
-                if not explained and source.now() is not None and now - quiet_since > _SILENCE_NS and not self.shown:
-                    explained = True
-                    self._count_losses()
-                    self._say(f"nothing yet: {self._stats.why_nothing()}")
-                if self._limits.duration_ns is not None and now - began >= self._limits.duration_ns:
-                    break
-                if ended or now - checked > _TARGET_CHECK_NS:
-                    checked = now
-                    if self._limits.ended():
-                        break
+            self._loop()
             self._finish()
         except BrokenPipeError:
             self._broken_pipe = True
-            self._source.stop()
         finally:
+            self._source.stop()
             self._close()
+
+    def _loop(self) -> None:
+        source, limits = self._source, self._limits
+        began = checked = drawn = time.monotonic_ns()
+        live = source.now() is not None
+        explained = not live
+        shown_before = 0
+        while not self._stop:
+            raw = source.poll(POLL_MS)
+            if raw is None:
+                return
+            exited = self._take(raw)
+            self._flush()
+            now = time.monotonic_ns()
+            if self._report:
+                self._report = False
+                self._count_losses()
+                for line in self._stats.summary_lines():
+                    self._say(line)
+            if not explained and (self.shown or now - began > _SILENCE_NS):
+                explained = True
+                if not self.shown:
+                    self._count_losses()
+                    self._say(f"nothing yet: {self._stats.why_nothing()}")
+            if self._status is not None and now - drawn > _STATUS_NS:
+                self._count_losses()
+                rate = (self.shown - shown_before) * 1e9 / (now - drawn)
+                drawn, shown_before = now, self.shown
+                self._status(f"{rate:.0f}/s  {self._stats.open} open  {self._stats.counter('ring_full')} lost")
+            if limits.duration_ns is not None and now - began >= limits.duration_ns:
+                return
+            if live and (exited or now - checked > _TARGET_CHECK_NS):
+                checked = now
+                if limits.ended():
+                    return
 
     # -- hot -------------------------------------------------------------------------------------------------------
 
@@ -241,7 +251,6 @@ class Capture:
         self._flush()
 
     def _close(self) -> None:
-        self._source.stop()
         failure: OutputError | None = None
         for sink in self._sinks:
             try:

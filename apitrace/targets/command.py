@@ -10,6 +10,7 @@ import errno
 import os
 import pwd
 import signal
+import sys
 from dataclasses import dataclass, field
 
 from apitrace.errors import ApitraceError
@@ -61,6 +62,7 @@ class Command:
         """Let it exec. Raises CommandError if that fails."""
         os.write(self._go, b"!")
         os.close(self._go)
+        self._go = -1
         said = os.read(self._failure, 16)  # end of file at exec: the descriptor is close-on-exec
         os.close(self._failure)
         if said:
@@ -68,9 +70,16 @@ class Command:
             raise CommandError(self.arguments[0], int(said))
 
     def cancel(self) -> None:
-        """End the waiting child: the probes could not be placed."""
-        os.close(self._go)
-        os.waitpid(self.pid, 0)
+        """End the waiting child, if it still waits: the probes could not be placed."""
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
+            os.waitpid(self.pid, 0)
+
+    def interrupt(self, number: int) -> None:
+        """Pass on the signal that ended the capture. A terminal has sent its Ctrl-C to the command already."""
+        if not self.ended() and not (number == signal.SIGINT and sys.stdin.isatty()):
+            os.kill(self.pid, number)
 
     def ended(self) -> bool:
         """Return whether it has ended."""

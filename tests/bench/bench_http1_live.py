@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-APITRACE = [str(ROOT / ".venv/bin/apitrace")]
+APITRACE = [os.environ.get("APITRACE", str(ROOT / ".venv/bin/apitrace"))]
 
 NGINX = """
 worker_processes 1; daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log;
@@ -82,10 +82,10 @@ def nginx(directory: Path, port: int) -> Iterator[int]:
         process.wait()
 
 
-def wrk(port: int, seconds: float) -> tuple[int, float]:
+def wrk(port: int, seconds: int) -> tuple[int, float]:
     """Return (requests, requests per second)."""
     out = subprocess.run(
-        ["wrk", "-t1", "-c16", f"-d{seconds:g}s", f"http://127.0.0.1:{port}/index?page=1"],
+        ["wrk", "-t1", "-c16", f"-d{seconds}s", f"http://127.0.0.1:{port}/index?page=1"],
         check=True, capture_output=True, text=True,
     ).stdout
     return int(re.search(r"(\d+) requests in", out)[1]), float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
@@ -171,7 +171,7 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     rates: dict[str, list[float]] = {name: [] for name in CASES}
@@ -182,15 +182,16 @@ def main() -> None:
                 directory = Path(temporary)
                 directory.chmod(0o755)
                 port = free_port()
-                with nginx(directory, port) as pid:
-                    wrk(port, 0.5)
+                with nginx(directory, port) as master:
+                    pid = int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
+                    wrk(port, 1)
                     fact: dict[str, float] = {}
                     with case(pid, port, directory, fact):
                         requests, rate = wrk(port, arguments.seconds)
                 fact["requests"] = requests
             rates[name].append(rate)
             facts[name].append(fact)
-    print(f"nginx, one worker, wrk -t1 -c16, {arguments.seconds:g} s, {arguments.rounds} rounds, {os.cpu_count()} cores")
+    print(f"nginx, one worker, wrk -t1 -c16, {arguments.seconds} s, {arguments.rounds} rounds, {os.cpu_count()} cores")
     for name, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates["untraced"], strict=True)]
         line = f"{name:24} {statistics.median(values):9.0f} req/s  {statistics.median(ratios):5.2f} of untraced"

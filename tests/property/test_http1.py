@@ -1,0 +1,442 @@
+"""Truths about the HTTP/1 decoder that hold for every conversation, however it is cut, ordered, damaged or lost.
+
+h11 writes the conversations, so that what the decoder reads does not come from the same head. The request's path and
+the response's reason phrase carry the exchange's number: that is how a wrong pair would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import h11
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apitrace.protocols.decoder import (
+    CLIENT,
+    SERVER,
+    Data,
+    DecodeError,
+    End,
+    Failed,
+    Lost,
+    Message,
+    RequestHead,
+    ResponseHead,
+    Side,
+)
+from apitrace.protocols.http1 import HEAD_LIMIT, HELD_LIMIT, Http1
+from tests.unit.protocols.http1_tools import Call, Half, calls
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+class Body(NamedTuple):
+    """A body to send: in pieces, of announced length or chunked."""
+
+    pieces: tuple[bytes, ...]
+    chunked: bool
+    trailers: Pairs
+
+    @property
+    def whole(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+class Truth(NamedTuple):
+    """One exchange: what is asked and what is answered, and the bytes of both."""
+
+    method: str
+    path: str
+    request_headers: Pairs
+    request_body: Body
+    status: int
+    reason: str
+    response_headers: Pairs
+    response_body: Body
+    request: bytes
+    response: bytes
+
+
+names = st.sampled_from(["X-A", "x-b", "Accept", "User-Agent", "Cookie", "ETag"])
+values = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)
+headers = st.lists(st.tuples(names, values), max_size=4).map(tuple)
+trailers = st.lists(st.tuples(st.sampled_from(["X-Sum", "x-t"]), values), max_size=2).map(tuple)
+
+MISLEADING = (
+    b"GET /no HTTP/1.1\r\n\r\n",
+    b"HTTP/1.1 200 no\r\nContent-Length: 0\r\n\r\n",
+    b"\r\n\r\n",
+    b"0\r\n\r\n",
+)
+
+
+def bodies(pieces: st.SearchStrategy[bytes]) -> st.SearchStrategy[Body]:
+    return st.builds(
+        lambda pieces, chunked, trailers: Body(tuple(pieces), chunked, trailers if chunked else ()),
+        st.lists(pieces, max_size=4),
+        st.booleans(),
+        trailers,
+    )
+
+
+plain = st.binary(min_size=1, max_size=60).map(lambda data: data.replace(b"H", b"h").replace(b"T", b"t"))
+misleading = st.sampled_from(MISLEADING)
+
+
+def conversations(pieces: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[Truth]]:
+    exchange = st.tuples(
+        st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE", "PATCH"]),
+        headers,
+        bodies(pieces),
+        st.sampled_from([200, 201, 204, 304, 404, 500]),
+        headers,
+        bodies(pieces),
+        st.lists(st.sampled_from([100, 102, 103]), max_size=2),
+    )
+    return st.lists(exchange, min_size=1, max_size=5).map(
+        lambda drawn: [_truth(number, *each) for number, each in enumerate(drawn, 1)]
+    )
+
+
+def _truth(
+    number: int, method: str, asked: Pairs, sent: Body, status: int, said: Pairs, got: Body, interim: list[int]
+) -> Truth:
+    if method in {"GET", "HEAD", "DELETE"}:
+        sent = Body((), chunked=False, trailers=())
+    if method == "HEAD" or status in {204, 304}:
+        got = Body((), chunked=False, trailers=())
+    framed = bool(sent.pieces or sent.chunked)
+    request_headers = (("Host", "example.com"), *asked, *(_framing(sent) if framed else ()))
+    response_headers = (*said, *_framing(got))
+    client, server = h11.Connection(h11.CLIENT), h11.Connection(h11.SERVER)
+    request = client.send(h11.Request(method=method, target=f"/{number}", headers=list(request_headers)))
+    request += _send(client, sent)
+    server.receive_data(request)
+    while not isinstance(server.next_event(), h11.EndOfMessage):
+        pass
+    response = b"".join(
+        server.send(h11.InformationalResponse(status_code=code, headers=[("x-i", "1")], reason=b"interim"))
+        for code in interim
+    )
+    response += server.send(
+        h11.Response(status_code=status, headers=list(response_headers), reason=f"R{number}".encode())
+    )
+    response += _send(server, got)
+    return Truth(
+        method, f"/{number}", _lower(request_headers), sent, status, f"R{number}", _lower(response_headers), got,
+        request, response,
+    )  # fmt: skip
+
+
+def _framing(body: Body) -> Pairs:
+    return (("Transfer-Encoding", "chunked"),) if body.chunked else (("Content-Length", str(len(body.whole))),)
+
+
+def _lower(pairs: Pairs) -> Pairs:
+    return tuple((name.lower(), value) for name, value in pairs)
+
+
+def _send(connection: h11.Connection, body: Body) -> bytes:
+    data = b"".join(connection.send(h11.Data(data=piece)) or b"" for piece in body.pieces)
+    return data + (connection.send(h11.EndOfMessage(headers=list(body.trailers))) or b"")
+
+
+def expected(truth: Truth) -> Call:
+    return Call(
+        Half(
+            (truth.method, truth.path, "HTTP/1.1", "example.com", None), truth.request_headers,
+            truth.request_body.whole, trailers=_lower(truth.request_body.trailers), ended=True,
+        ),
+        Half(
+            (truth.status, truth.reason, "HTTP/1.1"), truth.response_headers,
+            truth.response_body.whole, trailers=_lower(truth.response_body.trailers), ended=True,
+        ),
+    )  # fmt: skip
+
+
+@st.composite
+def cuts(draw: st.DrawFn, data: bytes) -> list[bytes]:
+    """The data in pieces."""
+    places = sorted(draw(st.sets(st.integers(1, max(1, len(data) - 1)), max_size=12)))
+    return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True) if a < b]
+
+
+# Nothing is lost.
+
+
+@settings(deadline=None)
+@given(st.data(), conversations(plain | misleading))
+def test_every_split_and_every_order_of_the_two_directions_gives_the_same_calls(
+    data: st.DataObject, truths: list[Truth]
+) -> None:
+    asked = data.draw(cuts(b"".join(truth.request for truth in truths)))
+    answered = data.draw(cuts(b"".join(truth.response for truth in truths)))
+    order = data.draw(st.permutations([CLIENT] * len(asked) + [SERVER] * len(answered)))
+    chunks = {CLIENT: iter(asked), SERVER: iter(answered)}
+    decoder = Http1()
+    messages = [m for at, side in enumerate(order) for m in decoder.receive(side, next(chunks[side]), at)]
+    assert list(calls(messages).values()) == [expected(truth) for truth in truths]
+    assert decoder.open_exchanges == 0
+    assert decoder.close(len(order), "closed", "") == []
+
+
+# Something is lost.
+
+
+class Piece(NamedTuple):
+    """Bytes at a place of a direction's stream."""
+
+    side: Side
+    start: int
+    data: bytes
+
+
+@st.composite
+def schedules(draw: st.DrawFn, truths: list[Truth]) -> list[Piece]:
+    """The chunks of a conversation in an order in which they can happen; a message begins with a chunk of its own.
+
+    Either the client takes turns, and an answer may begin once its request's first chunk was sent; or it sends all
+    its requests in its first chunk.
+    """
+    position = {CLIENT: 0, SERVER: 0}
+
+    def place(side: Side, chunks: list[bytes]) -> Iterator[Piece]:
+        for chunk in chunks:
+            yield Piece(side, position[side], chunk)
+            position[side] += len(chunk)
+
+    schedule: list[Piece] = []
+    if draw(st.booleans()):
+        schedule += place(CLIENT, [b"".join(truth.request for truth in truths)])
+        for truth in truths:
+            schedule += place(SERVER, draw(cuts(truth.response)))
+        return schedule
+    for truth in truths:
+        first, *rest = place(CLIENT, draw(cuts(truth.request)))
+        later = {CLIENT: iter(rest), SERVER: place(SERVER, draw(cuts(truth.response)))}
+        ahead = [piece for piece in later[SERVER]]
+        later[SERVER] = iter(ahead)
+        order = draw(st.permutations([CLIENT] * len(rest) + [SERVER] * len(ahead)))
+        schedule += [first, *(next(later[side]) for side in order)]
+    return schedule
+
+
+class Gap(NamedTuple):
+    """Bytes of a direction that are lost."""
+
+    side: Side
+    start: int
+    end: int
+    known: bool
+    """Its size is known."""
+
+
+def deliver(schedule: list[Piece], gaps: list[Gap], *, late: bool) -> tuple[Http1, list[Message]]:
+    """Feed what is left. A gap is told of in its place or, `late`, with the next bytes of its direction that are left."""
+    decoder = Http1()
+    messages: list[Message] = []
+    seen = {CLIENT: 0, SERVER: 0}
+    unsure = {CLIENT: False, SERVER: False}
+
+    def tell(side: Side, upto: int, at: int) -> None:
+        if upto > seen[side]:
+            size = None if unsure[side] else upto - seen[side]
+            messages.extend(decoder.gap(side, size, at))
+            seen[side] = upto
+            unsure[side] = False
+
+    for at, piece in enumerate(schedule):
+        lost = [False] * len(piece.data)
+        for gap in gaps:
+            if gap.side == piece.side:
+                for i in range(max(gap.start, piece.start), min(gap.end, piece.start + len(piece.data))):
+                    lost[i - piece.start] = True
+                    unsure[piece.side] |= not gap.known
+        i = 0
+        while i < len(lost):
+            j = i
+            while j < len(lost) and lost[j] == lost[i]:
+                j += 1
+            if not lost[i]:
+                tell(piece.side, piece.start + i, at)
+                messages.extend(decoder.receive(piece.side, piece.data[i:j], at))
+                seen[piece.side] = piece.start + j
+            elif not late:
+                tell(piece.side, piece.start + j, at)
+            i = j
+    messages.extend(decoder.close(len(schedule), "closed", ""))
+    assert decoder.open_exchanges == 0
+    return decoder, messages
+
+
+@st.composite
+def losses(draw: st.DrawFn, truths: list[Truth]) -> list[Gap]:
+    total = {CLIENT: sum(len(t.request) for t in truths), SERVER: sum(len(t.response) for t in truths)}
+    gaps = []
+    for _ in range(draw(st.integers(1, 3))):
+        side = draw(st.sampled_from([CLIENT, SERVER]))
+        start = draw(st.integers(0, total[side] - 1))
+        gaps.append(Gap(side, start, draw(st.integers(start + 1, total[side])), draw(st.booleans())))
+    return gaps
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data(), conversations(plain), st.booleans())
+def test_whatever_is_lost_no_value_is_wrong_and_no_pair_is_wrong(
+    data: st.DataObject, truths: list[Truth], late: bool
+) -> None:
+    schedule = data.draw(schedules(truths))
+    gaps = data.draw(losses(truths))
+    _, messages = deliver(schedule, gaps, late=late)
+    for call in calls(messages).values():
+        check_against_truth(call, truths)
+    check_bodies(messages, truths)
+
+
+def check_against_truth(call: Call, truths: list[Truth]) -> None:
+    by_path = {truth.path: truth for truth in truths}
+    by_reason = {truth.reason: truth for truth in truths}
+    asked = answered = None
+    if call.request.start[0] is not None:
+        asked = by_path[str(call.request.start[1])]
+        assert call.request.start[0] == asked.method
+        assert set(call.request.headers) <= set(asked.request_headers)
+        assert set(call.request.trailers) <= set(_lower(asked.request_body.trailers))
+    else:
+        assert "request.method" in call.request.unknown
+    if call.response.start:
+        answered = by_reason[str(call.response.start[1])]
+        assert call.response.start[0] == answered.status
+        assert set(call.response.headers) <= set(answered.response_headers)
+        assert set(call.response.trailers) <= set(_lower(answered.response_body.trailers))
+    if asked is not None and answered is not None:
+        assert asked is answered
+    if call.request.unknown == call.response.unknown == () and not call.request.lost and not call.response.lost:
+        assert call.failed is not None or call == expected(asked)  # says of itself that it is whole
+
+
+def check_bodies(messages: list[Message], truths: list[Truth]) -> None:
+    """Each piece of a body is where the body has it."""
+    whole: dict[tuple[int, Side], bytes] = {}
+    place: dict[tuple[int, Side], int] = {}
+    for message in messages:
+        if isinstance(message, RequestHead) and message.path is not None:
+            whole[message.stream, CLIENT] = truths[int(message.path[1:]) - 1].request_body.whole
+        elif isinstance(message, ResponseHead):
+            assert message.reason is not None
+            whole[message.stream, SERVER] = truths[int(message.reason[1:]) - 1].response_body.whole
+        elif isinstance(message, Data):
+            key = message.stream, message.side
+            start = place.get(key, 0)
+            end = start + len(message.data) + message.lost
+            assert end <= len(whole[key])
+            assert message.lost or whole[key][start:end] == message.data
+            place[key] = end
+
+
+@settings(deadline=None)
+@given(st.data(), conversations(plain))
+def test_a_loss_inside_a_body_of_known_length_costs_nothing_else(data: st.DataObject, truths: list[Truth]) -> None:
+    gaps, start = [], {CLIENT: 0, SERVER: 0}
+    for truth in truths:
+        for side, message, body in (
+            (CLIENT, truth.request, truth.request_body),
+            (SERVER, truth.response, truth.response_body),
+        ):
+            start[side] += len(message)
+            size = len(body.whole)
+            if size and not body.chunked:
+                first = data.draw(st.integers(0, size - 1))
+                end = data.draw(st.integers(first, size))
+                gaps.append(Gap(side, start[side] - size + first, start[side] - size + end, known=True))
+    _, messages = deliver(data.draw(schedules(truths)), gaps, late=data.draw(st.booleans()))
+    found = calls(messages)
+    assert len(found) == len(truths)
+    for call, truth in zip(found.values(), truths, strict=True):
+        check_against_truth(call, truths)
+        want = expected(truth)
+        assert len(call.request.body) + call.request.lost in {len(want.request.body), len(call.request.body)}
+        assert call.request[:2] == want.request[:2]
+        assert call.response[:2] == want.response[:2]
+        assert call.request.unknown == call.response.unknown == ()
+
+
+# Anything at all.
+
+snippets = st.sampled_from(
+    [
+        b"GET / HTTP/1.1\r\n", b"POST /a HTTP/1.0\r\n", b"HEAD * HTTP/1.1\r\n", b"CONNECT h:1 HTTP/1.1\r\n",
+        b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 404\r\n", b"HTTP/1.1 101 S\r\n", b"HTTP/1.1 100 C\r\n", b"HTTP/1.1 204 \r\n",
+        b"Content-Length: 5\r\n", b"Content-Length: x\r\n", b"Transfer-Encoding: chunked\r\n", b"Upgrade: h2c, x\r\n",
+        b"Expect: 100-continue\r\n", b"Host: h\r\n", b": \r\n", b" fold\r\n", b"\n", b"\r", b"\r\n", b"\r\n\r\n",
+        b"5\r\nhello\r\n", b"0\r\n", b"0\r\n\r\n", b"ffffffffff\r\n", b"hello", b"\x16\x03\x01", b"\0", b"",
+    ]
+)  # fmt: skip
+chunk = st.lists(snippets | st.binary(max_size=6), max_size=6).map(b"".join)
+side = st.sampled_from([CLIENT, SERVER])
+steps = st.lists(
+    st.tuples(st.just("receive"), side, chunk)
+    | st.tuples(st.just("gap"), side, st.none() | st.integers(0, 40))
+    | st.tuples(st.just("finish"), side, st.none()),
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(steps, st.booleans())
+def test_nothing_makes_the_decoder_fail_or_contradict_itself(
+    steps: list[tuple[str, Side, bytes | int | None]], joined: bool
+) -> None:
+    decoder = Http1(joined=joined)
+    messages: list[Message] = []
+    for at, (name, of, argument) in enumerate(steps):
+        try:
+            if isinstance(argument, bytes):
+                messages += decoder.receive(of, argument, at)
+            elif name == "gap":
+                messages += decoder.gap(of, argument, at)
+            else:
+                messages += decoder.finish(of, at)
+        except DecodeError:
+            break
+        assert decoder.open_exchanges == len(_open(messages))
+    was_open = _open(messages)
+    closing = decoder.close(len(steps), "closed", "")
+    assert was_open <= {m.stream for m in closing if isinstance(m, End | Failed)}
+    assert decoder.open_exchanges == 0
+    assert _open([*messages, *closing]) == set()
+    calls([*messages, *closing])
+
+
+def _open(messages: list[Message]) -> set[int]:
+    ends: dict[int, int] = {}
+    for message in messages:
+        ends.setdefault(message.stream, 2)
+        if isinstance(message, End):
+            ends[message.stream] -= 1
+        elif isinstance(message, Failed):
+            ends[message.stream] = 0
+    return {stream for stream, left in ends.items() if left}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(side, chunk, st.integers(1, 3000)), max_size=20))
+def test_what_is_kept_stays_within_the_limits(feeds: list[tuple[Side, bytes, int]]) -> None:
+    decoder = Http1()
+    try:
+        for at, (of, data, times) in enumerate(feeds):
+            decoder.receive(of, data * times, at)
+            assert len(decoder._requests.buffer) <= HEAD_LIMIT
+            assert len(decoder._responses.buffer) <= HEAD_LIMIT
+            assert sum(len(held.data) for held in decoder._held) <= HELD_LIMIT
+    except DecodeError:
+        pass
+
+
+def test_lost_is_only_said_of_what_was_lost() -> None:
+    decoder = Http1()
+    messages = decoder.receive(CLIENT, b"GET /1 HTTP/1.1\r\n\r\n", 1)
+    messages += decoder.receive(SERVER, b"HTTP/1.1 204 R1\r\n\r\n", 2)
+    assert not any(isinstance(message, Lost) for message in messages)
