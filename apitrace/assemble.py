@@ -19,7 +19,7 @@ import functools
 import ipaddress
 import re
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import brotli  # type: ignore[import-untyped]  # ships no stubs, and there are none
 import zstandard
@@ -31,18 +31,19 @@ from apitrace.exchange import (
     Endpoint,
     Exchange,
     Failure,
+    Header,
     Headers,
     Process,
     Request,
     Response,
     Timing,
 )
-from apitrace.protocols.decoder import CLIENT, Data, End, Failed, Lost, RequestHead, ResponseHead, Trailers
+from apitrace.protocols.decoder import CLIENT, Data, End, Failed, Lost, RequestHead, ResponseHead, Side, Trailers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from apitrace.connection import Batch, TrackedConnection
+    from apitrace.connection import AnyMessage, Batch, TrackedConnection
     from apitrace.stats import Stats
 
 OPEN_LIMIT = 32768
@@ -59,32 +60,39 @@ CODINGS_LIMIT = 4
 ZSTD_WINDOW_LIMIT = 8 << 20
 """Bytes. The largest window that a zstd content coding may use: RFC 9659."""
 
-_UNSEEN_WITH = "request.body"
-"""Unknown in a RequestHead without a method: then the decoder has made it up for an answer without a request."""
+_UNSEEN = "request.body"
+"""Unknown in a RequestHead without a method: then nothing of the request was seen."""
 
 _new = tuple.__new__
 """NamedTuple's own __new__ is a Python function: 0.9 us for an Exchange against 0.2 us."""
 
 
-class _Half:
-    """A request or a response being put together. Class attributes are what it begins as: most are never set."""
+class _Body:
+    """A body being put together: its first pieces as they came, at most the snap length."""
 
-    body = b""
-    """The first piece."""
-    more: list[bytes] | None = None
-    """The other pieces."""
-    kept = 0
-    size = 0
-    cut = False
-    """Bytes of the body are missing behind those kept, so no more can be kept."""
-    end: int | None = None
-    trailers: Headers = ()
+    __slots__ = ("cut", "kept", "more", "piece", "size")
+
+    def __init__(self) -> None:
+        self.piece = b""
+        """The first piece."""
+        self.more: list[bytes] | None = None
+        """The others."""
+        self.kept = 0
+        self.size = 0
+        self.cut = False
+        """Bytes are missing behind those kept, so no more can be kept."""
 
 
 class _Draft:
-    """An exchange being put together; class attributes as in _Half."""
+    """An exchange being put together. Class attributes are what it begins as: most exchanges set a few of them."""
 
     response: ResponseHead | None = None
+    request_end: int | None = None
+    response_end: int | None = None
+    request_body: _Body | None = None
+    response_body: _Body | None = None
+    request_trailers: Headers = ()
+    response_trailers: Headers = ()
     lost = 0
 
     def __init__(self, number: int, process: Process, request: RequestHead) -> None:
@@ -92,7 +100,17 @@ class _Draft:
         self.process = process
         self.request = request
         self.unknown = request.unknown
-        self.halves = (_Half(), _Half())
+
+    def body(self, side: Side) -> _Body:
+        """Return the body that `side` sends."""
+        body = self.request_body if side == CLIENT else self.response_body
+        if body is None:
+            body = _Body()
+            if side == CLIENT:
+                self.request_body = body
+            else:
+                self.response_body = body
+        return body
 
 
 class _Calls:
@@ -133,119 +151,135 @@ class Assembler:
         drafts = calls.drafts
         done: list[Exchange] = []
         for message in messages:
-            if isinstance(message, RequestHead):
+            if isinstance(message, End):
+                stream, at, side = message
+                draft = drafts.get(stream)
+                if draft is None:
+                    continue
+                if side == CLIENT:
+                    draft.request_end = at
+                    if draft.response_end is not None:
+                        done.append(self._exchange(calls, stream, draft, None))
+                else:
+                    draft.response_end = at
+                    if draft.request_end is not None:
+                        done.append(self._exchange(calls, stream, draft, None))
+            elif isinstance(message, RequestHead):
                 calls.total = number = calls.total + 1
-                drafts[message.stream] = _Draft(number, connection.process(pid, tid), message)
+                drafts[message[0]] = _Draft(number, connection.process(pid, tid), message)
                 self._stats.opened += 1
                 self._open += 1
                 if self._open > OPEN_LIMIT:
-                    done += self._give_up_oldest(message.at)
-                continue
-            if isinstance(message, (ConnectFailed, Gone)):
-                done += self._end_connection(calls, pid, tid, message)
-                continue
-            draft = drafts.get(message[0])
-            if draft is None:
-                continue
-            if isinstance(message, End):
-                stream, at, side = message
-                halves = draft.halves
-                halves[side].end = at
-                if halves[1 - side].end is not None:
-                    done.append(self._exchange(calls, stream, draft, None))
+                    done += self._give_up_oldest()
             elif isinstance(message, ResponseHead):
-                draft.response = message
-                if message.unknown:
-                    _add_unknown(draft, message.unknown)
+                draft = drafts.get(message[0])
+                if draft is not None:
+                    draft.response = message
+                    if message.unknown:
+                        draft.unknown = _united(draft.unknown, message.unknown)
             elif isinstance(message, Data):
-                _, _, side, data, lost = message
-                half = draft.halves[side]
-                if lost:
-                    half.size += lost
-                    half.cut = True
-                    draft.lost += lost
-                else:
-                    half.size += len(data)
-                    if not half.cut:
-                        self._keep(half, data)
-            elif isinstance(message, Failed):
-                done.append(self._exchange(calls, message.stream, draft, Failure(message.kind, message.detail)))
+                draft = drafts.get(message[0])
+                if draft is not None:
+                    self._add(draft, message)
             else:
-                _take_rare(draft, message)
+                done += self._rare(calls, pid, tid, message)
         return done
 
-    def _keep(self, half: _Half, data: bytes) -> None:
-        room = self._snaplen - half.kept
-        if len(data) > room:
-            data = data[:room]
-            half.cut = True
-        size = len(data)
-        if self._kept + size > KEPT_LIMIT:
-            half.cut = True
+    def _add(self, draft: _Draft, message: Data) -> None:
+        _, _, side, data, lost = message
+        body = draft.body(side)
+        if lost:
+            body.size += lost
+            body.cut = True
+            draft.lost += lost
             return
-        if half.kept == 0:
-            half.body = data
-        elif half.more is None:
-            half.more = [data]
-        else:
-            half.more.append(data)
-        half.kept += size
-        self._kept += size
+        size = len(data)
+        body.size += size
+        if body.cut:
+            return
+        room = self._snaplen - body.kept
+        if size > room:
+            size = room
+            data = data[:room]
+            body.cut = True
+        if self._kept + size > KEPT_LIMIT:
+            body.cut = True
+        elif size:
+            if body.kept == 0:
+                body.piece = data
+            elif body.more is None:
+                body.more = [data]
+            else:
+                body.more.append(data)
+            body.kept += size
+            self._kept += size
 
     def _exchange(self, calls: _Calls, stream: int, draft: _Draft, error: Failure | None) -> Exchange:
         """Close a draft. `error` is why, unless both messages have ended."""
         del calls.drafts[stream]
         self._open -= 1
-        stats = self._stats
-        stats.captured += 1
-        process, head, reply = draft.process, draft.request, draft.response
-        asked, answered = draft.halves
-        self._kept -= asked.kept + answered.kept
-        seen = head.method is not None or _UNSEEN_WITH not in head.unknown
-        authority = head.authority
-        shared, connection = calls.shared, calls.connection
+        self._stats.captured += 1
+        connection, shared = calls.connection, calls.shared
         if shared is None or shared.id is not connection.id:
             calls.shared = shared = _shared(connection)
             calls.ends_of = None
-        ends_of = (process.role, process.container, _host(head))
+        _, began, version, method, path, authority, scheme, headers, unseen = draft.request
+        process, request_end = draft.process, draft.request_end
+        seen = method is not None or _UNSEEN not in unseen
+        # What is asked of a proxy (CONNECT, or a path that is a URL) names another end than the proxy.
+        ends_of = (process.role, process.container, authority if path and path[0] == "/" else None)
         if ends_of != calls.ends_of:
-            calls.ends_of = ends_of
             calls.ends = _ends(connection, *ends_of)
+            calls.ends_of = ends_of
         source, destination = calls.ends
-        body, truncated = _body(asked, head.headers, self._snaplen) if asked.size else (b"", False)
+
+        body, size, truncated = b"", 0, False
+        if draft.request_body is not None:
+            body, size, truncated = self._close_body(draft.request_body, headers)
+        if seen and scheme is None:
+            scheme = "http"
         request = _new(
             Request,
-            (head.method, head.path, (head.scheme or "http") if seen else head.scheme, authority, head.headers,
-             asked.trailers, body, asked.size, truncated),
-        )  # fmt: skip
-        began = head.at
-        request_ns = wait_ns = response_ns = latency = response = None
-        if reply is not None:
-            body, truncated = _body(answered, reply.headers, self._snaplen) if answered.size else (b"", False)
+            (method, path, scheme, authority, headers, draft.request_trailers, body, size, truncated),
+        )
+        response = request_ns = wait_ns = response_ns = latency = None
+        if draft.response is not None:
+            _, replied, _, status, reason, headers, _ = draft.response
+            body, size, truncated = b"", 0, False
+            if draft.response_body is not None:
+                body, size, truncated = self._close_body(draft.response_body, headers)
             response = _new(
-                Response,
-                (reply.status_code, reply.reason, reply.headers, answered.trailers, body, answered.size, truncated),
+                Response, (status, reason, headers, draft.response_trailers, body, size, truncated)
             )
-            replied, end = reply.at, answered.end
-            if end is not None:
-                response_ns = end - replied
+            if draft.response_end is not None:
+                response_ns = draft.response_end - replied
             if replied < began:  # a send that blocked is reported when it returns: when it began is not known
                 began = replied
                 seen = False
             elif seen:
-                wait_ns = 0 if asked.end is None or asked.end > replied else replied - asked.end
+                wait_ns = 0 if request_end is None or request_end > replied else replied - request_end
                 if response_ns is not None:
                     latency = replied + response_ns - began
-        if seen and asked.end is not None:
-            request_ns = asked.end - began
+        if seen and request_end is not None:
+            request_ns = request_end - began
         if error is not None and error.kind == "unanswered":
-            stats.unanswered += 1
+            self._stats.unanswered += 1
         return _new(
             Exchange,
-            (f"{shared.id}-{draft.number}", began + self._offset, source, destination, process, shared, None,
-             head.version, request, response, latency, _new(Timing, (request_ns, wait_ns, response_ns)), draft.lost,
-             draft.unknown, error),
+            (f"{shared.id}-{draft.number}", began + self._offset, source, destination, process, shared, None, version,
+             request, response, latency, _new(Timing, (request_ns, wait_ns, response_ns)), draft.lost, draft.unknown,
+             error),
         )  # fmt: skip
+
+    def _close_body(self, body: _Body, headers: Headers) -> tuple[bytes, int, bool]:
+        """Return the bytes to show of a body, its size, and whether more than these was sent."""
+        self._kept -= body.kept
+        shown = body.piece if body.more is None else b"".join((body.piece, *body.more))
+        cut = body.cut
+        coded = [header for header in headers if header[0] in _CODING_HEADERS]
+        if coded and shown:
+            shown, cut = _decompressed(shown, cut, coded, self._snaplen)
+        return shown, body.size, cut
 
     # -- once per connection, or rare ------------------------------------------------------------------------------
 
@@ -258,16 +292,36 @@ class Assembler:
             for stream, draft in list(calls.drafts.items())
         ]
 
-    def _end_connection(self, calls: _Calls, pid: int, tid: int, message: ConnectFailed | Gone) -> list[Exchange]:
-        done = [
-            self._exchange(calls, stream, draft, Failure("closed", "the connection is over"))
-            for stream, draft in list(calls.drafts.items())
-        ]
+    def _rare(self, calls: _Calls, pid: int, tid: int, message: AnyMessage) -> list[Exchange]:
+        """Take a message that most exchanges do without."""
         if isinstance(message, ConnectFailed):
-            done.append(self._failed_connect(calls, pid, tid, message))
-        else:
+            return [self._failed_connect(calls, pid, tid, message)]
+        if isinstance(message, Gone):
             del self._calls[calls.connection.number]
-        return done
+            failure = Failure("closed", "the connection is over")
+            return [self._exchange(calls, stream, draft, failure) for stream, draft in list(calls.drafts.items())]
+        draft = calls.drafts.get(message.stream)
+        if draft is None:
+            return []
+        if isinstance(message, Failed):
+            return [self._exchange(calls, message.stream, draft, Failure(message.kind, message.detail))]
+        if isinstance(message, Trailers):
+            if message.side == CLIENT:
+                draft.request_trailers += message.headers
+            else:
+                draft.response_trailers += message.headers
+        elif isinstance(message, Unordered):
+            body = draft.body(message.side)
+            body.size += message.size
+            body.cut = True
+            name = "request.body" if message.side == CLIENT else "response.body"
+            draft.unknown = _united(draft.unknown, (name,))
+        elif isinstance(message, Lost):
+            draft.lost += message.size
+            draft.unknown = _united(draft.unknown, message.unknown)
+            if any(name.endswith((".body", ".body_size")) for name in message.unknown):
+                draft.body(message.side).cut = True
+        return []
 
     def _failed_connect(self, calls: _Calls, pid: int, tid: int, failed: ConnectFailed) -> Exchange:
         calls.total += 1
@@ -292,7 +346,7 @@ class Assembler:
             error=Failure(failed.kind, failed.detail),
         )
 
-    def _give_up_oldest(self, at: int) -> list[Exchange]:
+    def _give_up_oldest(self) -> list[Exchange]:
         """Make room: end the oldest sixteenth of what is open."""
         drafts = [
             (draft.request.at, calls, stream, draft)
@@ -306,23 +360,8 @@ class Assembler:
         ]
 
 
-def _take_rare(draft: _Draft, message: NamedTuple) -> None:
-    if isinstance(message, Trailers):
-        draft.halves[message.side].trailers += message.headers
-    elif isinstance(message, Unordered):
-        half = draft.halves[message.side]
-        half.size += message.size
-        half.cut = True
-        _add_unknown(draft, ("request.body" if message.side == CLIENT else "response.body",))
-    elif isinstance(message, Lost):
-        draft.lost += message.size
-        _add_unknown(draft, message.unknown)
-        if any(name.endswith((".body", ".body_size")) for name in message.unknown):
-            draft.halves[message.side].cut = True
-
-
-def _add_unknown(draft: _Draft, names: Iterable[str]) -> None:
-    draft.unknown = tuple(dict.fromkeys((*draft.unknown, *names)))
+def _united(names: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names + more))
 
 
 # -- ends ----------------------------------------------------------------------------------------------------------
@@ -332,11 +371,6 @@ def _shared(connection: TrackedConnection) -> Connection:
     return Connection(
         connection.id, connection.family, None, connection.address_source, connection.connect_ns
     )
-
-
-def _host(head: RequestHead) -> str | None:
-    """Return the authority that names the server's end. What is asked of a proxy names another end than the proxy."""
-    return None if head.method == "CONNECT" or "://" in (head.path or "") else head.authority
 
 
 def _ends(
@@ -381,27 +415,20 @@ def _host_name(authority: str) -> str | None:
 # -- bodies --------------------------------------------------------------------------------------------------------
 
 
-def _body(half: _Half, headers: Headers, limit: int) -> tuple[bytes, bool]:
-    """Return the body to show, all its codings undone or none, and whether it is not the whole."""
-    body = half.body if half.more is None else b"".join((half.body, *half.more))
-    codings = [
-        coding
-        for name, value, _ in headers
-        if name in _CODING_HEADERS
-        for coding in map(str.strip, value.lower().split(","))
-        if coding not in _NO_CODINGS
-    ]
-    if not body or not codings or len(codings) > CODINGS_LIMIT:
-        return body, half.cut
-    shown, cut = body, half.cut
+def _decompressed(body: bytes, cut: bool, coded: list[Header], limit: int) -> tuple[bytes, bool]:
+    """Undo the codings that these headers name: all of them or none. Return also whether bytes are missing."""
+    named = ",".join(header.value for header in coded).lower().split(",")
+    codings = [coding for coding in map(str.strip, named) if coding not in _NO_CODINGS]
+    if len(codings) > CODINGS_LIMIT:
+        return body, cut
+    shown, whole = body, not cut
     for coding in reversed(codings):
         undone = _undo(coding, shown, limit + 1)
         if undone is None:
-            return body, half.cut
-        shown, whole = undone
-        cut = cut or not whole or len(shown) > limit
-        shown = shown[:limit]
-    return shown, cut
+            return body, cut
+        shown = undone[0][:limit]
+        whole = whole and undone[1] and len(undone[0]) <= limit
+    return shown, not whole
 
 
 def _undo(coding: str, data: bytes, limit: int) -> tuple[bytes, bool] | None:
@@ -417,7 +444,7 @@ def _undo(coding: str, data: bytes, limit: int) -> tuple[bytes, bool] | None:
             whole = decompress(data, limit, step, out)
         except _CORRUPT:
             continue
-        return bytes(out), whole and len(out) < limit
+        return bytes(out), whole
     return (bytes(out), False) if out else None
 
 

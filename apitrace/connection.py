@@ -154,17 +154,13 @@ class Processes:
     """What is known of processes, by pid. Bounded: the one told of longest ago is forgotten."""
 
     def __init__(self) -> None:
-        self._programs: dict[int, _Program] = {}
-
-    def get(self, pid: int) -> _Program | None:
-        """Return what is known of a process."""
-        return self._programs.get(pid)
+        self.programs: dict[int, _Program] = {}
 
     def _set(self, pid: int, program: _Program) -> None:
-        self._programs.pop(pid, None)
-        if len(self._programs) >= PROCESSES_LIMIT:
-            del self._programs[next(iter(self._programs))]
-        self._programs[pid] = program
+        self.programs.pop(pid, None)
+        if len(self.programs) >= PROCESSES_LIMIT:
+            del self.programs[next(iter(self.programs))]
+        self.programs[pid] = program
 
     def seen(self, event: ProcessSeen) -> None:
         """Take what /proc and the container runtime said."""
@@ -172,14 +168,14 @@ class Processes:
 
     def executed(self, event: Executed) -> None:
         """Take an exec. What was read from /proc because of it came just before, and knows more."""
-        known = self._programs.get(event.pid)
+        known = self.programs.get(event.pid)
         if known is None or known.at != event.at:
             exe = event.filename if event.filename.startswith("/") else None
             self._set(event.pid, _Program(event.comm, exe, known and known.container, event.at))
 
     def forked(self, event: Forked) -> None:
         """Take a fork: the child is what its parent is."""
-        known = self._programs.get(event.pid)
+        known = self.programs.get(event.pid)
         if known is not None:
             self._set(event.child, known)
 
@@ -474,13 +470,13 @@ class TrackedConnection:
 
     __slots__ = (
         "address_source", "comm", "connect_ns", "connecting", "decoder", "due", "egress", "ending", "family", "id",
-        "ingress", "joined", "kind", "last_at", "local", "number", "pid", "processes", "remote", "role", "state",
+        "ingress", "joined", "kind", "last_at", "local", "number", "pid", "programs", "remote", "role", "state",
         "switched", "tid", "undecided",
     )  # fmt: skip
 
     def __init__(self, seen: SocketSeen, processes: Processes, budget: Budget) -> None:
         self.number = seen.conn
-        self.processes = processes
+        self.programs = processes.programs
         self.announce(seen)
         self.pid, self.tid = seen.pid, seen.tid
         """Who moved the last bytes."""
@@ -527,7 +523,7 @@ class TrackedConnection:
 
     def process(self, pid: int, tid: int) -> Process:
         """Return the traced end as a record tells of it."""
-        known = self.processes.get(pid)
+        known = self.programs.get(pid)
         if known is None:
             return Process(pid, tid, self.comm, None, self.role)
         comm, exe, container, _ = known
@@ -753,7 +749,7 @@ class ConnectionTable:
         batches: list[Batch] = []
         connection = self._connections.get(chunk.conn)
         if connection is None:
-            known = self._processes.get(chunk.pid)
+            known = self._processes.programs.get(chunk.pid)
             seen = _unannounced(chunk, known.comm if known else "")
             connection = TrackedConnection(seen, self._processes, self._budget)
             self._stats.unannounced += 1
@@ -974,7 +970,7 @@ class ConnectionTable:
             egress = connection.egress
             if connection.decoder is not None and not egress.ended:
                 batches = self._deliver(connection, egress, egress.end_at(event.egress_seq, event.at))
-            # close() with bytes unread resets the connection. So if there are any, this is shutdown(), and reading goes on.
+            # close() with bytes unread is a reset. So if there are any, this is shutdown(), and the process reads on.
             over = event.shut and unread <= (event.old in _FIN_RECEIVED)
         else:
             over = True

@@ -97,6 +97,8 @@ class Capture:
         self._status = status
         self._stop = False
         self._report = False
+        self._counted_out = False
+        """The wanted number of exchanges was shown: what else was captured is of no account."""
         self._broken_pipe = False
         self.shown = 0
         """Exchanges that went to the sinks."""
@@ -193,8 +195,8 @@ class Capture:
             for batch in feed(event):
                 for exchange in assemble(batch):
                     self._emit(exchange)
-                    if self._stop:
-                        return ended
+            if self._counted_out:
+                return ended
         now = self._source.now() or at
         for batch in self._table.tick(now):
             for exchange in self._assembler.feed(batch):
@@ -204,7 +206,7 @@ class Capture:
         return ended
 
     def _emit(self, exchange: Exchange) -> None:
-        if self._stop and self._limits.count is not None and self.shown >= self._limits.count:
+        if self._counted_out:
             return
         if self._keep is not None and not self._keep(exchange):
             self._stats.filtered += 1
@@ -213,8 +215,8 @@ class Capture:
         for sink in self._sinks:
             sink.write(exchange)
         self.shown += 1
-        if self._limits.count is not None and self.shown >= self._limits.count:
-            self._stop = True
+        if self.shown == self._limits.count:
+            self._counted_out = self._stop = True
 
     # -- once per batch or per capture -----------------------------------------------------------------------------
 
@@ -234,14 +236,13 @@ class Capture:
     def _finish(self) -> None:
         """Decode what is still in the ring buffer, then show what is open."""
         self._source.stop()
-        counted_out = self._limits.count is not None and self.shown >= self._limits.count
-        while not counted_out and self._source.now() is not None:
+        while not self._counted_out and self._source.now() is not None:
             raw = self._source.poll(0)
             if not raw:
                 break
             self._take(raw)
         self._count_losses()
-        if not counted_out:
+        if not self._counted_out:
             at = self._source.now() or self._table.newest
             for batch in self._table.drain(at):
                 for exchange in self._assembler.feed(batch):

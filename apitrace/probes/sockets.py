@@ -50,6 +50,8 @@ _BY_CGROUP = b"\2"
 _YES = b"\1"
 _PID = struct.Struct("=I")
 _U16 = struct.Struct("=H")
+_BATCH = 8192
+"""Records taken at once, so that a full ring buffer is not copied whole before the first event is decoded: some 4 MB."""
 _FAMILY_AT = events.HEAD.size + 36  # socket_event.family
 
 
@@ -196,8 +198,9 @@ class LiveSource:
         if size > 1024:
             used = events.CHUNK_SIZE + ctypes.c_uint32.from_address(address + 12).value
             size = min(size, used)
-        self._raw.append(ctypes.string_at(address, size))
-        return 0
+        raw = self._raw
+        raw.append(ctypes.string_at(address, size))
+        return -1 if len(raw) >= _BATCH else 0  # libbpf stops behind this record
 
     def poll(self, timeout_ms: int) -> list[bytes]:
         """Return the raw events of the last `timeout_ms` at most, in order."""

@@ -362,7 +362,6 @@ class Http1:
             # The client takes turns: all that it asked before has been answered, in bytes that were not seen.
             while pending:
                 self._lose_answer(pending.popleft(), began, out)
-            self._answers_lost = False
         if len(pending) >= PENDING_LIMIT:
             message = f"expected an answer to one of {PENDING_LIMIT} requests"
             raise DecodeError(message)

@@ -197,8 +197,8 @@ class Piece(NamedTuple):
 def schedules(draw: st.DrawFn, truths: list[Truth]) -> list[Piece]:
     """The chunks of a conversation in an order in which they can happen; a message begins with a chunk of its own.
 
-    Either the client takes turns, and an answer may begin once its request's first chunk was sent; or it sends all
-    its requests in its first chunk.
+    Either the client takes turns, and an answer may begin once the head of its request was sent; or it sends all its
+    requests in its first chunk.
     """
     position = {CLIENT: 0, SERVER: 0}
 
@@ -214,12 +214,13 @@ def schedules(draw: st.DrawFn, truths: list[Truth]) -> list[Piece]:
             schedule += place(SERVER, draw(cuts(truth.response)))
         return schedule
     for truth in truths:
-        first, *rest = place(CLIENT, draw(cuts(truth.request)))
-        later = {CLIENT: iter(rest), SERVER: place(SERVER, draw(cuts(truth.response)))}
-        ahead = [piece for piece in later[SERVER]]
-        later[SERVER] = iter(ahead)
-        order = draw(st.permutations([CLIENT] * len(rest) + [SERVER] * len(ahead)))
-        schedule += [first, *(next(later[side]) for side in order)]
+        head_end = position[CLIENT] + truth.request.index(b"\r\n\r\n") + 4
+        pieces = list(place(CLIENT, draw(cuts(truth.request))))
+        head = [piece for piece in pieces if piece.start < head_end]
+        body, answer = pieces[len(head) :], list(place(SERVER, draw(cuts(truth.response))))
+        order = draw(st.permutations([CLIENT] * len(body) + [SERVER] * len(answer)))
+        later = {CLIENT: iter(body), SERVER: iter(answer)}
+        schedule += [*head, *(next(later[side]) for side in order)]
     return schedule
 
 
@@ -234,7 +235,7 @@ class Gap(NamedTuple):
 
 
 def deliver(schedule: list[Piece], gaps: list[Gap], *, late: bool) -> tuple[Http1, list[Message]]:
-    """Feed what is left. A gap is told of in its place or, `late`, with the next bytes of its direction that are left."""
+    """Feed what is left. A gap is told of in its place or, `late`, with the next bytes of its direction."""
     decoder = Http1()
     messages: list[Message] = []
     seen = {CLIENT: 0, SERVER: 0}

@@ -6,7 +6,7 @@ Needs openssl, curl, nginx, node, go, java and gnutls-bin on the path, and curl_
 tlslite-ng (an SSL 2 hello) in the Python that runs it. Only loopback is used. A fixture is a JSON file:
 
     client, server   the commands
-    said             version, cipher suite and ALPN as the client itself reported them; null where it did not
+    said             version, cipher suite and ALPN as the client itself reported them; null where it did not or failed
     sni, offered     what the client was told to ask for
     finished         whether it got through the handshake
     chunks           [side, base64] as the relay read them; side 0 is the client
@@ -45,6 +45,10 @@ plain.recv(100)
 """
 
 
+Inputs = tuple[tuple[str, str], ...]
+"""What to type to a client: (once it has printed this, that)."""
+
+
 class Scenario(NamedTuple):
     """A connection to record. In the commands, {port} is where to connect or listen, {dir} holds certificates."""
 
@@ -54,16 +58,17 @@ class Scenario(NamedTuple):
     sni: str | None = None
     offered: tuple[str, ...] = ()
     finished: bool | None = True
-    inputs: tuple[tuple[str, str], ...] = ()
-    """What to type to the client: (once it has printed this, that)."""
+    inputs: Inputs = ()
     warm_up: str | None = None
     """A client to run before, for the session that it leaves."""
+    warm_up_inputs: Inputs = (("", REQUEST),)
 
 
 S_SERVER = "openssl s_server -accept {port} -cert {dir}/cert.pem -key {dir}/key.pem"
 S_CLIENT = "openssl s_client -connect 127.0.0.1:{port}"
 WWW = S_SERVER + " -www"
 HTTP = (("", REQUEST),)
+QUIT = (("Post-Handshake New Session Ticket", "Q\n"),)
 NGINX = "nginx -c {dir}/nginx.conf -g listen={port}"
 PYTHON_SERVER = "{python} {programs}/server.py {port} {dir}"
 PYTHON_CLIENT = "{python} {programs}/client.py {port}"
@@ -119,11 +124,22 @@ SCENARIOS = (
     Scenario(
         "openssl_tls13_early_data",
         f"{S_CLIENT} -servername a.example -sess_in {{dir}}/session0 -early_data {{dir}}/early",
+        f"{S_SERVER} -early_data -no_anti_replay",
+        "a.example",
+        finished=None,
+        inputs=QUIT,
+        warm_up=f"{S_CLIENT} -servername a.example -sess_out {{dir}}/session0",
+        warm_up_inputs=QUIT,
+    ),
+    Scenario(
+        "openssl_tls13_early_data_refused",
+        f"{S_CLIENT} -servername a.example -sess_in {{dir}}/session0 -early_data {{dir}}/early",
         f"{S_SERVER} -early_data",
         "a.example",
         finished=None,
-        inputs=(("Verify return code", "hello\n"), ("", "Q\n")),
+        inputs=QUIT,
         warm_up=f"{S_CLIENT} -servername a.example -sess_out {{dir}}/session0",
+        warm_up_inputs=QUIT,
     ),
     Scenario(
         "openssl_tls13_client_certificate",
@@ -431,7 +447,7 @@ def running(command: str, port: int, folder: Path) -> Iterator[None]:
         server.wait()
 
 
-def run_client(command: str, port: int, folder: Path, inputs: tuple[tuple[str, str], ...]) -> str:
+def run_client(command: str, port: int, folder: Path, inputs: Inputs) -> str:
     """Run the client, type the inputs, and return what it printed; what is on stderr too."""
     words, environment = arguments(command, port, folder)
     client = subprocess.Popen(
@@ -448,8 +464,6 @@ def run_client(command: str, port: int, folder: Path, inputs: tuple[tuple[str, s
             _, data = pending.pop(0)
             client.stdin.write(data.encode())
             client.stdin.flush()
-            if pending and not pending[0][0]:
-                time.sleep(0.3)  # s_client takes a command only at the start of what one read gives it
         piece = os.read(client.stdout.fileno(), 65536)
         if not piece:
             break
@@ -509,15 +523,14 @@ def record(scenario: Scenario, folder: Path, names: dict[str, str]) -> dict[str,
     with running(scenario.server, upstream, folder):
         relay = Relay(upstream)
         if scenario.warm_up is not None:
-            inputs = (("Timeout", "Q\n"),) if "early" in scenario.name else HTTP
-            run_client(scenario.warm_up, relay.port, folder, inputs)
+            run_client(scenario.warm_up, relay.port, folder, scenario.warm_up_inputs)
             relay.wait()
         printed = run_client(scenario.client, relay.port, folder, scenario.inputs)
         relay.wait()
     return {
         "client": scenario.client,
         "server": scenario.server,
-        "said": said(printed, names),
+        "said": said(printed if scenario.finished is not False else "", names),
         "sni": scenario.sni,
         "offered": scenario.offered,
         "finished": scenario.finished,
