@@ -394,6 +394,7 @@ def _live(options: Options) -> int:
             Narrowing(options.ports, options.hosts),
             containers.describe,
             hook=options.hook,
+            named=lambda: resolver.named(targets),
             members=lambda: resolver.members(targets),
             unix_listeners=procfs.any_listens_on_unix,
         )

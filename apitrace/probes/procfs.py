@@ -110,6 +110,12 @@ def pids(*, root: Path = ROOT) -> list[int]:
     return _numbers(_path(root))
 
 
+def own_pid(*, root: Path = ROOT) -> int | None:
+    """Return this process's pid, as this /proc numbers it."""
+    link = _read_link(_path(root, "self"))
+    return int(link) if link is not None else None
+
+
 def stat(pid: int, *, root: Path = ROOT) -> Stat | None:
     """Return state, parent and start time."""
     raw = _read(_path(root, pid, "stat"))

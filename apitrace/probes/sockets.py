@@ -75,19 +75,22 @@ class LiveSource:
         *,
         hook: str | None = None,
         ring_bytes: int = 32 << 20,
+        named: Callable[[], Iterable[int]] | None = None,
         members: Callable[[], Iterable[int]] = tuple,
         unix_listeners: Callable[[Iterable[int]], bool] = lambda _: False,
     ) -> None:
         """Prepare; nothing is loaded yet.
 
-        `describe(pid)` says (comm, exe, container), or None if the process is gone; `members()` reads again which
-        processes the cgroups hold; `unix_listeners(pids)` whether one of these listens on an AF_UNIX socket.
+        `describe(pid)` says (comm, exe, container), or None if the process is gone. `named()` and `members()` read
+        again which processes the targets' pids and names stand for, and which the cgroups hold. `unix_listeners(pids)`
+        says whether one of these listens on an AF_UNIX socket.
         """
         self._targets = targets
         self._narrowing = narrowing
         self._describe = describe
         self._hook = hook
         self._ring_bytes = ring_bytes
+        self._named = named or (lambda: targets.pids)
         self._members = members
         self._unix_listeners = unix_listeners
         self._raw: list[bytes] = []
@@ -139,10 +142,11 @@ class LiveSource:
         self._kernel.open_ring(self._on_record)
         for row in plan:
             self._kernel.attach(row.tracepoint, row.program)
-        self.add(targets.pids, by_cgroup=False)
-        self.add(self._members(), by_cgroup=True)
-        # A process that ended between being named and being attached to has sent no exit event: its entry would stay.
-        for pid in targets.pids:
+        named, members = tuple(self._named()), tuple(self._members())
+        self.add(named, by_cgroup=False)
+        self.add(set(members) - set(named), by_cgroup=True)
+        # What ended between being found and being added has sent no exit event: its entry would stay.
+        for pid in (*named, *members):
             if not Path(f"/proc/{pid}").exists():
                 self._kernel.delete("targets", _PID.pack(pid))
         if targets.pids and not self.has_targets and not (targets.cgroups or targets.comms or targets.everything):

@@ -21,6 +21,10 @@ _PREFERRED = ((), ("pids",), ("memory",), ("name=systemd",))
 """Hierarchies in the order in which they are tried, then all others: v2; of v1 those that container runtimes and
 systemd always put their processes into. freezer, net_cls and such are more often left alone."""
 
+_POD = re.compile(r"(?:^|-)pod[0-9a-f]{8}[0-9a-f_-]{24,28}(?:\.slice)?$")
+"""The name of a pod's cgroup: pod<uid> by kubelet's cgroupfs driver, kubepods-burstable-pod<uid, "_" for "-">.slice by
+its systemd driver. A static pod's uid has no dashes (kubernetes: pkg/kubelet/cm/pod_container_manager_linux.go)."""
+
 
 def _by_preference(root: Path) -> list[procfs.Hierarchy]:
     def rank(hierarchy: procfs.Hierarchy) -> tuple[int, int]:
@@ -52,7 +56,8 @@ def resolve(path: str, *, root: Path = procfs.ROOT) -> Cgroup:
         inside = Path(real).is_relative_to(hierarchy.directory)
         if inside and (cgroup := _cgroup(real, hierarchy)) is not None:
             return cgroup
-    directories = ((hierarchy, hierarchy.directory_of(os.path.normpath(f"/{path}"))) for hierarchy in hierarchies)
+    spelled = os.path.normpath("/" + path.lstrip("/"))
+    directories = ((hierarchy, hierarchy.directory_of(spelled)) for hierarchy in hierarchies)
     found = [
         cgroup
         for hierarchy, directory in directories
@@ -64,9 +69,9 @@ def resolve(path: str, *, root: Path = procfs.ROOT) -> Cgroup:
 
 
 def _why_none(path: str, hierarchies: list[procfs.Hierarchy]) -> str:
-    places = ", ".join(hierarchy.directory for hierarchy in hierarchies)
-    problem = "exists, but is no cgroup's directory" if Path(path).exists() else "is not there"
-    return f"cgroup {path!r} {problem}: looked for it below {places}; /proc/PID/cgroup says where a process is"
+    place = os.path.commonpath([hierarchy.directory for hierarchy in hierarchies])
+    problem = "is no cgroup, though it exists" if Path(path).exists() else "is no cgroup"
+    return f"{path!r} {problem}: name one below {place}, or as /proc/PID/cgroup does"
 
 
 def of_container(pid: int, container_id: str, *, root: Path = procfs.ROOT) -> Cgroup | None:
@@ -86,10 +91,13 @@ def of_container(pid: int, container_id: str, *, root: Path = procfs.ROOT) -> Cg
     return None
 
 
-def above(cgroup: Cgroup) -> Cgroup:
-    """Return the cgroup that holds this one."""
+def of_pod(cgroup: Cgroup) -> Cgroup:
+    """Return the cgroup of the Kubernetes pod around a container's, which outlives its containers; else this one."""
     parent = Path(cgroup.path).parent
-    return Cgroup(str(parent), cgroup.hierarchy, parent.stat().st_ino)
+    if _POD.search(parent.name):
+        with contextlib.suppress(OSError):
+            return Cgroup(str(parent), cgroup.hierarchy, parent.stat().st_ino)
+    return cgroup
 
 
 def _directories(top: Path) -> Iterator[Path]:

@@ -5,17 +5,16 @@ may know one container (Docker's are in containerd's state too): the first that 
 fails is left out, and `Containers.silent` says why.
 
 Identification happens while tracing, so it is cheap (reading /proc/PID/cgroup takes 0.1 ms, and the runtimes are asked
-once for each container) and never waits long: a socket that does not answer in time is left alone for a while. The calls
-to the sockets are made by this process, which the kernel's filter leaves out; with --all the daemon's end of them is
-seen.
+once for each container) and never waits long: a socket that does not answer in time is left alone for a while. The
+calls to the sockets are made by this process, which the kernel's filter leaves out; with --all the daemon's end of
+them is seen.
 
-State files of rootless containers belong to their users: whatever they hold, reading them neither blocks nor fails.
+Sockets and state files of rootless containers are their users': whatever they hold, they neither block nor fail us.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import pwd
 import re
@@ -34,8 +33,8 @@ from apitrace.exchange import Container
 from apitrace.probes import procfs
 
 _TIMEOUT = 1.0
-"""Seconds that a socket may take to answer. Docker took 3 ms for 2 containers. The ring buffer holds what passes in this
-time."""
+"""Seconds that a socket may take for its whole answer. Docker takes 3 ms for 2 containers; the ring buffer holds what
+passes meanwhile."""
 
 _RETRY_AFTER = 30.0
 """Seconds for which a socket that did not answer in time, and a container that nobody knew, are not asked about again:
@@ -54,7 +53,7 @@ _POD, _NAMESPACE, _NAME = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace
 """Labels that kubelet gives to every container (pkg/kubelet/types/labels.go)."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A runtime that is absent or fails. The text says where and why."""
 
 
@@ -88,7 +87,7 @@ class Source(NamedTuple):
     runtime: str
     path: Path
     find: Callable[[str | None], Iterator[Found]]
-    """All containers, or the one with this ID. Raises Unavailable; TimeoutError if it takes too long."""
+    """All containers, or the one with this ID. Raises UnavailableError; TimeoutError if it takes too long."""
 
 
 # What others wrote has any type: these give what was asked for, or nothing.
@@ -106,7 +105,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _json(raw: bytes | str) -> Any:
+def _json(raw: bytes | bytearray | str) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -142,37 +141,32 @@ def _found(
 # -- sockets: Docker's API, which Podman speaks too -------------------------------------------------------------------
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP on a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _get(path: Path, url: str) -> Any:
-    """Return the JSON that a socket answers with. Raises Unavailable; TimeoutError if it takes too long."""
-    connection = _UnixConnection(path)
+    """Return the JSON that a socket answers with. Raises UnavailableError; TimeoutError if it takes too long.
+
+    Not with http.client, whose timeout starts again with every byte. Asked in HTTP/1.0, Go's server, which all of these
+    are, neither chunks its answer nor keeps the connection.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    answer = bytearray()
     try:
-        connection.request("GET", url)
-        response = connection.getresponse()
-        body = response.read(_MAX_BYTES)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_TIMEOUT)
+            connection.connect(str(path))
+            connection.sendall(f"GET {url} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            while len(answer) < _MAX_BYTES and (data := connection.recv(1 << 16)):
+                answer += data
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
     except TimeoutError:
         raise
-    except (OSError, http.client.HTTPException) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "no HTTP"
-        message = f"{path}: {reason}"
-        raise Unavailable(message) from error
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        message = f"{path} answers {response.status}"
-        raise Unavailable(message)
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        raise UnavailableError(message) from error
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = head[: head.find(b"\r\n")].split()[1:2]
+    if status != [b"200"]:
+        message = f"{path} answers {status[0].decode('latin-1')}" if status else f"{path} does not speak HTTP"
+        raise UnavailableError(message)
     return _json(body)
 
 
@@ -198,14 +192,16 @@ def _api_sources(api: _Api, host: Host) -> list[Source]:
     named = host.environment.get(api.variable)
     if named and not named.startswith("unix:///"):
         message = f"{api.variable}={named} is no socket of this host"
-        raise Unavailable(message)
+        raise UnavailableError(message)
     if named:
         paths = [host.root / named.removeprefix("unix:///")]
     else:
-        paths = [path for pattern in api.sockets for path in sorted(host.root.glob(pattern))]
+        found = (path for pattern in api.sockets for path in sorted(host.root.glob(pattern)))
+        # The package podman-docker has Docker's name point at Podman's socket.
+        paths = [path for path in found if path.name == path.resolve().name]
     if not paths:
         message = f"no {host.root / api.sockets[0]}"
-        raise Unavailable(message)
+        raise UnavailableError(message)
     return [Source(api.runtime, path, partial(_ask, api, path)) for path in paths]
 
 
@@ -232,7 +228,7 @@ def _pid_of_api(api: _Api, path: Path, item: Mapping[str, Any]) -> int | None:
     """Return the first process: Podman lists it, Docker wants to be asked about each container."""
     pid = item.get("Pid")
     if pid is None:
-        with contextlib.suppress(Unavailable, TimeoutError):
+        with contextlib.suppress(UnavailableError, TimeoutError):
             details = _dict(_get(path, f"{api.prefix}/containers/{item['Id']}/json"))
             pid = _dict(details.get("State")).get("Pid")
     return pid if isinstance(pid, int) and pid > 0 else None
@@ -303,7 +299,7 @@ def _storage_sources(host: Host) -> list[Source]:
     ]
     if not sources:
         message = f"no {next(_storages(host)).graph}"
-        raise Unavailable(message)
+        raise UnavailableError(message)
     return sources
 
 
@@ -351,8 +347,8 @@ _CONTAINERD_STATES = (
 
 
 def _containerd_sources(host: Host) -> list[Source]:
-    named = host.environment.get("CONTAINERD_ADDRESS")  # as of ctr(8); the socket is in the state directory
-    states = (str(Path(named).parent).lstrip("/"),) if named else _CONTAINERD_STATES
+    named = host.environment.get("CONTAINERD_ADDRESS", "")  # as for ctr(8); the socket is in the state directory
+    states = (named.removeprefix("unix://").rpartition("/")[0].lstrip("/"),) if named else _CONTAINERD_STATES
     directories = [host.root / state / "io.containerd.runtime.v2.task" for state in states]
     sources = [
         Source("containerd", directory.parent, partial(_read_tasks, directory, host.root))
@@ -361,7 +357,7 @@ def _containerd_sources(host: Host) -> list[Source]:
     ]
     if not sources:
         message = f"no {directories[0].parent}"
-        raise Unavailable(message)
+        raise UnavailableError(message)
     return sources
 
 
@@ -375,8 +371,11 @@ def _read_tasks(directory: Path, root: Path, id_: str | None) -> Iterator[Found]
         pid = partial(_pid_of_file, task / "init.pid", task.name, root)
         yield _found(
             task.name,
-            # Of CRI, of nerdctl; containers of ctr have a name for an ID.
-            (annotations.get("io.kubernetes.cri.container-name"), annotations.get("nerdctl/name"), *_name_of(task.name)),
+            (
+                annotations.get("io.kubernetes.cri.container-name"),
+                annotations.get("nerdctl/name"),
+                None if _ID.fullmatch(task.name) else task.name,  # ctr has its user choose the ID
+            ),
             _file_state(pid),
             pid,
             runtime="docker" if task.parent.name == "moby" else "containerd",
@@ -385,10 +384,6 @@ def _read_tasks(directory: Path, root: Path, id_: str | None) -> Iterator[Found]
             pod=_str(annotations.get("io.kubernetes.cri.sandbox-name")),
             namespace=_str(annotations.get("io.kubernetes.cri.sandbox-namespace")),
         )
-
-
-def _name_of(id_: str) -> tuple[str, ...]:
-    return () if _ID.fullmatch(id_) else (id_,)
 
 
 _RUNTIMES: tuple[tuple[str, Callable[[Host], list[Source]]], ...] = (
@@ -474,7 +469,7 @@ class Containers:
         for runtime, sources_of in _RUNTIMES:
             try:
                 sources = sources_of(self._host)
-            except Unavailable as error:
+            except (UnavailableError, OSError) as error:
                 self.silent[runtime] = str(error)
                 continue
             for source in sources:
@@ -487,5 +482,5 @@ class Containers:
                 except TimeoutError:
                     self._hung[source.path] = time.monotonic()
                     self.silent[runtime] = f"{source.path} does not answer"
-                except Unavailable as error:
+                except (UnavailableError, OSError) as error:
                     self.silent[runtime] = str(error)
