@@ -30,6 +30,7 @@ from apitrace.files.replay import Replay
 from apitrace.options import Options
 from apitrace.pipeline import Capture, Limits
 from apitrace.probes import procfs
+from apitrace.probes.events import EventError
 from apitrace.probes.sockets import LiveSource, Narrowing
 from apitrace.redact import Redactor
 from apitrace.sinks.jsonl import JsonLines
@@ -124,7 +125,7 @@ class _Command(click.Command):
               help="Only connections with this IP address at either end.")
 @click.option("-r", "--read", metavar="FILE", help="Read a recording instead of tracing; needs no privilege.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N exchanges.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", 
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Stop after this time.")
 @click.option("-s", "--snaplen", default="64k", show_default=True, metavar="BYTES", callback=_size,
               help="Keep so many bytes of each body.")
@@ -132,18 +133,19 @@ class _Command(click.Command):
               help="How to show exchanges [default: table on a terminal, else json].")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Short for --output json: one JSON object a line.")
 @click.option("-w", "--write", metavar="FILE",
-              help="Write to FILE: a recording (.apitrace) or JSON lines (.jsonl); show nothing, unless --print is given.")
+              help="Write to FILE, a recording (.apitrace) or JSON lines (.jsonl); show nothing without --print.")
 @click.option("--print", "print_too", is_flag=True, help="With --write: show exchanges as well.")
 @click.option("-v", "verbosity", count=True, help="Table: show headers; -vv: bodies too.")
 @click.option("-q", "--quiet", is_flag=True, help="No banner, status line or summary.")
 @click.option("-t", "timestamps", count=True,
               help="Table, as in tcpdump: -t no time, -tt Unix time, -ttt since the row before, -tttt with the date, "
               "-ttttt since the first row.")
-@click.option("-Q", "direction", type=click.Choice(["in", "out"]), 
+@click.option("-Q", "direction", type=click.Choice(["in", "out"]),
               help="Only calls that the target answers (in) or makes (out).")
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
               help="Colour the table.")
-@click.option("--show-secrets", is_flag=True, help="Do not mask Authorization, cookies, API keys and passwords in URLs.")
+@click.option("--show-secrets", is_flag=True,
+              help="Do not mask Authorization, cookies, API keys and passwords in URLs.")
 @click.option("--raw-headers", is_flag=True,
               help="JSON: add header_list, with case, order and repeats as on the wire.")
 @click.option("--ready-file", metavar="PATH", help="Create PATH once the probes are in place.")
@@ -167,7 +169,7 @@ def _parse(*, expression: tuple[str, ...], as_json: bool, **values: Any) -> Opti
             message = "-j and --output table exclude each other"
             raise click.UsageError(message)
         values["output"] = "json"
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields: dict[str, Any] = values
     return Options(**fields)
 
 
@@ -263,7 +265,7 @@ def _outputs(options: Options, node_name: str) -> tuple[list[Sink], Table | None
     sinks: list[Sink] = []
     if options.write is not None and options.write.endswith(".jsonl"):
         try:
-            stream = cast("BinaryIO", Path(options.write).open("wb"))
+            stream = cast("BinaryIO", Path(options.write).open("wb"))  # noqa: SIM115 - the sink closes it
         except OSError as error:
             message = f"cannot write {options.write}: {error.strerror}"
             raise OutputError(message) from error
@@ -344,7 +346,11 @@ def _replay(options: Options) -> int:
         say=_say,
     )
     with capture.signals():
-        capture.run()
+        try:
+            capture.run()
+        except EventError as error:
+            message = f"cannot read {options.read}: {error}; what came before is shown"
+            raise UsageError(message) from error
     if recording.truncated:
         _say(f"{options.read} ends in the middle of an event: its writer was cut off")
     _summary(options, stats)
@@ -399,6 +405,13 @@ def _live(options: Options) -> int:
             unix_listeners=procfs.any_listens_on_unix,
         )
         stats = Stats()
+
+        def say(text: str) -> None:
+            if table is not None:
+                table.set_status("")
+            if not options.quiet:
+                _say(text)
+
         capture = Capture(
             source,
             sinks,
@@ -413,14 +426,13 @@ def _live(options: Options) -> int:
                 duration_ns=None if options.duration is None else int(options.duration * 1e9),
                 ended=command.ended if command is not None else lambda: not source.has_targets,
             ),
-            say=(lambda _: None) if options.quiet else _say,
+            say=say,
             status=table.set_status if table is not None and not options.quiet else None,
         )
         try:
             source.start()
             stack.enter_context(_ready(options.ready_file))()
-            if not options.quiet:
-                _say(f"tracing {targets.description}; Ctrl-C ends")
+            say(f"tracing {targets.description}; Ctrl-C ends")
             if command is not None:
                 command.release()
         except BaseException:

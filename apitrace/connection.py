@@ -28,6 +28,7 @@ import heapq
 import os
 import re
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -194,10 +195,17 @@ class Hole(NamedTuple):
 class Jumble(NamedTuple):
     """Chunks that together fill a range, in an order that their positions do not tell."""
 
+    at: int
     chunks: tuple[Chunk, ...]
 
 
-Piece = Chunk | Hole | Jumble
+class Ended(NamedTuple):
+    """The direction ends here."""
+
+    at: int
+
+
+Piece = Chunk | Hole | Jumble | Ended
 
 
 class Budget:
@@ -210,10 +218,13 @@ class Budget:
 
 
 class Stream:
-    """One direction of a connection: puts chunks into their places. It knows positions, not what the bytes mean."""
+    """One direction of a connection: puts chunks into their places. It knows positions, not what the bytes mean.
+
+    What is in order goes to `queue`, where the connection takes it with `pop`; what is not waits.
+    """
 
     __slots__ = (
-        "_budget", "_held", "_held_bytes", "_lost", "_start", "egress", "end", "ended", "expected", "plain", "side",
+        "_budget", "_end", "_held", "_held_bytes", "_lost", "_start", "egress", "ended", "expected", "queue", "side",
         "since",
     )  # fmt: skip
 
@@ -223,22 +234,23 @@ class Stream:
         """Who sends in this direction, once a decoder is there."""
         self.expected = expected
         """Position of the next byte; None: that of the first chunk."""
+        self.queue: deque[Piece] = deque()
+        self.since: int | None = None
+        """Since when it waits for what is missing."""
+        self.ended = False
         self._start = expected
         self._budget = budget
         self._held: list[Chunk] = []
+        """Chunks that wait."""
         self._held_bytes = 0
+        """Of these and of those in the queue."""
         self._lost: tuple[int, int] | None = None
         """The range of the last holes declared: a chunk of it that comes after all is of no use."""
-        self.end: tuple[int, int] | None = None
+        self._end: tuple[int, int] | None = None
         """Position and time of the direction's end, until it is reached."""
-        self.ended = False
-        self.since: int | None = None
-        """Since when it waits for what is missing."""
-        self.plain = True
-        """Nothing waits: a chunk in its place can be decoded at once."""
 
-    def take(self, chunk: Chunk) -> list[Piece]:
-        """Place a chunk; return what is now in order."""
+    def take(self, chunk: Chunk) -> None:
+        """Place a chunk."""
         expected = self.expected
         if expected is None:
             self.expected = self._start = expected = chunk.seq
@@ -248,82 +260,112 @@ class Stream:
             self.expected = self._start = chunk.seq
             lead = 0
         if lead < 0:
-            return self._behind(chunk)
-        if lead == 0 and not self._held:
-            self.expected = _end(chunk)
-            return [chunk]
-        self._held.append(chunk)
+            self._behind(chunk)
+            return
         self._hold(len(chunk.data))
-        pieces = self._in_order()
-        if (
-            len(self._held) > HELD_CHUNKS_LIMIT
-            or self._held_bytes > HELD_BYTES_LIMIT
-            or self._budget.used > HELD_TOTAL_LIMIT
-        ):
-            pieces += self.give_up()
-        if pieces:
-            self.since = None
+        if lead == 0 and not self._held:
+            self._put(chunk)
+        else:
+            self._held.append(chunk)
+            if self._sort():
+                self.since = None
         self._note(chunk.at)
-        return pieces
 
     def jump(self, chunk: Chunk) -> bool:
         """Place a chunk that waits for nothing. Return whether it is in its place."""
         in_place = chunk.seq == self.expected
-        self.expected = _end(chunk)
+        self._hold(len(chunk.data))
+        self._put(chunk)
         return in_place
+
+    def pop(self) -> Piece:
+        """Take the next piece."""
+        piece = self.queue.popleft()
+        if isinstance(piece, Chunk):
+            self._hold(-len(piece.data))
+        elif isinstance(piece, Jumble):
+            self._hold(-sum(len(chunk.data) for chunk in piece.chunks))
+        return piece
+
+    @property
+    def overfull(self) -> bool:
+        """Whether it may wait no longer, because of what waits with it."""
+        return (
+            len(self._held) + len(self.queue) > HELD_CHUNKS_LIMIT
+            or self._held_bytes > HELD_BYTES_LIMIT
+            or self._budget.used > HELD_TOTAL_LIMIT
+        )
+
+    @property
+    def horizon(self) -> int:
+        """When the first chunk moved that waits: what is younger, in either direction, is to wait with it."""
+        return min((chunk.at for chunk in self._held), default=_NEVER) if self.since is not None else _NEVER
 
     def rejoin(self, position: int | None) -> None:
         """Begin anew at a position; None: at that of the next chunk."""
         self.expected = self._start = position
 
-    def end_at(self, position: int, at: int) -> list[Piece]:
-        """Take notice that the direction ends at this position; return what is in order because of it."""
-        pieces = self._forgive_fin()
-        if self.end is None and not self.ended:
-            self.end = (position, at)
+    def end_at(self, position: int, at: int) -> None:
+        """Take notice that the direction ends at this position."""
+        self._forgive_fin()
+        if self._end is None and not self.ended:
+            self._end = (position, at)
         self._note(at)
-        return pieces
 
-    @property
-    def at_end(self) -> bool:
-        """Whether the end is known and reached."""
-        return self.end is not None and not self._held and not self._short_of(self.end[0])
-
-    def finished(self) -> None:
-        """Take notice that the decoder was told of the end."""
-        self.end = None
-        self.ended = True
+    def give_up(self) -> None:
+        """Declare what is missing, and let go of all that waits."""
+        if self._held:
+            self._declare()
+        if self._end is not None:
+            self._up_to(*self._end)
         self._note(0)
 
-    def give_up(self) -> list[Piece]:
-        """Declare what is missing, and return it with all that waits."""
-        pieces = self._declare() if self._held else []
-        if self.end is not None:
-            pieces += self.up_to(*self.end)
-        self.since = None
-        self.plain = self.end is None
-        return pieces
+    def conclude(self, position: int | None, at: int, *, fin: bool) -> None:
+        """Let go of all that waits: nothing comes any more.
 
-    def conclude(self, position: int | None, at: int) -> list[Piece]:
-        """Return all that waits, and what is missing of it, up to the last byte that was ever moved."""
-        pieces = self._forgive_fin() + self.give_up()
+        `position`: behind the last byte that was ever moved, if known. `fin`: the direction was ended in order.
+        """
+        self._forgive_fin()
+        self.give_up()
         if position is not None:
-            pieces += self.up_to(position, at)
-        return pieces
-
-    def up_to(self, position: int, at: int) -> list[Piece]:
-        """Declare what is missing before this position."""
-        missing = self._short_of(position)
-        if missing:
-            self.expected = position
-        return [Hole(at, missing)] if missing else []
+            self._up_to(position, at)
+        if fin and not self.ended:
+            self.ended = True
+            self.queue.append(Ended(at))
 
     def drop(self) -> None:
         """Forget what waits: nothing decodes it."""
         for chunk in self._held:
             self.expected = _end(chunk)
-        self._drop_held()
+            self._hold(-len(chunk.data))
+        self._held.clear()
+        self._end = None
         self._note(0)
+
+    def _put(self, chunk: Chunk) -> None:
+        self.queue.append(chunk)
+        self.expected = _end(chunk)
+
+    def _hold(self, size: int) -> None:
+        self._held_bytes += size
+        self._budget.used += size
+
+    def _note(self, at: int) -> None:
+        """See whether the end is reached, and keep `since` true."""
+        if self._end is not None and not self._held and not self._short_of(self._end[0]):
+            self.ended = True
+            self.queue.append(Ended(self._end[1]))
+            self._end = None
+        if self._end is None and (not self._held or self._waits_for_fin()):
+            self.since = None
+        elif self.since is None:
+            self.since = at
+
+    def _up_to(self, position: int, at: int) -> None:
+        missing = self._short_of(position)
+        if missing:
+            self.queue.append(Hole(at, missing))
+            self.expected = position
 
     def _short_of(self, position: int) -> int:
         """Return how many bytes are missing up to a position near the end.
@@ -334,50 +376,41 @@ class Stream:
         missing = 0 if self.expected is None else ahead(position, self.expected)
         return 0 if missing <= (not self.egress) else missing
 
-    def _forgive_fin(self) -> list[Piece]:
-        """Return the chunk that waits for one byte: the direction ends behind it, so the byte is the FIN."""
-        if not self._waits_for_fin():
-            return []
-        [chunk] = self._held
-        self._drop_held()
-        self.expected = _end(chunk)
-        return [chunk]
+    def _forgive_fin(self) -> None:
+        """Let go of the chunk that waits for one byte: the direction ends behind it, so the byte is the FIN."""
+        if self._waits_for_fin():
+            self._put(self._held.pop())
 
     def _waits_for_fin(self) -> bool:
         held, expected = self._held, self.expected
         return len(held) == 1 and not self.egress and expected is not None and ahead(held[0].seq, expected) == 1
 
-    def _behind(self, chunk: Chunk) -> list[Piece]:
+    def _behind(self, chunk: Chunk) -> None:
         """Take a chunk whose place is taken."""
         end = _end(chunk)
         if self._lost is not None and ahead(chunk.seq, self._lost[0]) >= 0 and ahead(end, self._lost[1]) <= 0:
-            return []  # counted as lost already
+            return  # counted as lost already
         if ahead(end, self.expected or 0) > 0:
             self.expected = end
-        return [Hole(chunk.at, None)]
+        self.queue.append(Hole(chunk.at, None))
 
-    def _in_order(self) -> list[Piece]:
-        """Take out of what waits all that is complete from the expected position on."""
-        pieces: list[Piece] = []
+    def _sort(self) -> bool:
+        """Move to the queue all that is complete from the expected position on. Return whether anything was."""
         held = self._held
+        before = len(held)
         while held:
             chunk = next((chunk for chunk in held if chunk.seq == self.expected), None)
             if chunk is not None:
                 held.remove(chunk)
-                taken: Piece = chunk
-                size = len(chunk.data)
-            else:
-                chunks = self._jumble()
-                if not chunks:
-                    break
-                chunk = chunks[-1]
-                taken = Jumble(chunks)
-                size = sum(len(each.data) for each in chunks)
-                del held[: len(chunks)]
-            self._hold(-size)
-            self.expected = _end(chunk)
-            pieces.append(taken)
-        return pieces
+                self._put(chunk)
+                continue
+            chunks = self._jumble()
+            if not chunks:
+                break
+            del held[: len(chunks)]
+            self.queue.append(Jumble(max(chunk.at for chunk in chunks), chunks))
+            self.expected = _end(chunks[-1])
+        return len(held) < before
 
     def _jumble(self) -> tuple[Chunk, ...]:
         """Find chunks that fill the range from the expected position on, although none of them begins there.
@@ -395,7 +428,7 @@ class Stream:
                 return tuple(held[:count])
         return ()
 
-    def _declare(self) -> list[Piece]:
+    def _declare(self) -> None:
         held, expected = self._held, self.expected or 0
         held.sort(key=lambda chunk: ahead(chunk.seq, expected))
         pieces: list[Piece] = []
@@ -406,31 +439,16 @@ class Stream:
                 size = max(ahead(_end(each), expected) for each in held)
                 pieces = [Hole(held[-1].at, size)]
                 place = (expected + size) & _MASK
+                self._hold(-sum(len(each.data) for each in held))
                 break
             if lead:
                 pieces.append(Hole(chunk.at, lead))
             pieces.append(chunk)
             place = _end(chunk)
+        self.queue += pieces
         self._lost = (expected, place)
         self.expected = place
-        self._drop_held()
-        return pieces
-
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        self._budget.used += size
-
-    def _drop_held(self) -> None:
-        self._held.clear()
-        self._hold(-self._held_bytes)
-
-    def _note(self, at: int) -> None:
-        """Keep `since` and `plain` true."""
-        self.plain = not self._held and self.end is None
-        if self.plain or (self.end is None and self._waits_for_fin()):
-            self.since = None
-        elif self.since is None:
-            self.since = at
+        held.clear()
 
 
 def _end(chunk: Chunk) -> int:
@@ -470,8 +488,8 @@ class TrackedConnection:
 
     __slots__ = (
         "address_source", "comm", "connect_ns", "connecting", "decoder", "due", "egress", "ending", "family", "id",
-        "ingress", "joined", "kind", "last_at", "local", "number", "pid", "programs", "remote", "role", "state",
-        "switched", "tid", "undecided",
+        "ingress", "joined", "kind", "last_at", "local", "number", "pid", "programs", "remote", "role", "smooth",
+        "state", "switched", "tid", "undecided",
     )  # fmt: skip
 
     def __init__(self, seen: SocketSeen, processes: Processes, budget: Budget) -> None:
@@ -500,7 +518,9 @@ class TrackedConnection:
         self.switched: str | None = None
         """What it speaks since it left HTTP: "websocket", "tunnel", ..."""
         self.ending: _Ending | None = None
-        self.due: int | None = None
+        self.smooth = True
+        """Nothing waits: a chunk in its place can be decoded at once."""
+        self.due = _NEVER
         """When to look at it again."""
         self.last_at = seen.at
 
@@ -613,7 +633,7 @@ class ConnectionTable:
         if connection is None or (decoder := connection.decoder) is None:
             return overdue + self._chunk(event)
         stream = connection.egress if egress else connection.ingress
-        if seq != stream.expected or missing or eof or not stream.plain:
+        if seq != stream.expected or missing or eof or not connection.smooth:
             return overdue + self._chunk(event)
         stream.expected = (seq + len(data)) & _MASK
         connection.last_at, connection.pid, connection.tid = at, pid, tid
@@ -661,12 +681,12 @@ class ConnectionTable:
 
     def _watch(self, connection: TrackedConnection) -> None:
         """Look at the connection again when what it waits for is overdue."""
-        sinces = (connection.egress.since, connection.ingress.since)
-        dues = [since + WAIT_NS for since in sinces if since is not None]
+        egress, ingress = connection.egress, connection.ingress
+        connection.smooth = egress.since is None and ingress.since is None and not (egress.queue or ingress.queue)
+        due = min(_NEVER if since is None else since + WAIT_NS for since in (egress.since, ingress.since))
         if connection.ending is not None:
-            dues.append(connection.ending.due)
-        due = min(dues, default=None)
-        if due is not None and due != connection.due:
+            due = min(due, connection.ending.due)
+        if due not in {_NEVER, connection.due}:
             heapq.heappush(self._dues, (due, connection.number))
             self._due = self._dues[0][0]
         connection.due = due
@@ -684,8 +704,8 @@ class ConnectionTable:
                 continue
             for stream in (connection.egress, connection.ingress):
                 if stream.since is not None and stream.since + WAIT_NS < now:
-                    batches += self._deliver(connection, stream, stream.give_up())
-            self._watch(connection)
+                    stream.give_up()
+            batches += self._deliver(connection)
         self._due = dues[0][0] if dues else _NEVER
         return batches
 
@@ -761,40 +781,52 @@ class ConnectionTable:
         if connection.state is _State.UNKNOWN:
             if not stream.jump(chunk):
                 connection.forget_undecided(stream)
-            return batches + self._deliver(connection, stream, [chunk])
-        pieces = stream.end_at(chunk.seq, chunk.at) if chunk.eof else stream.take(chunk)
-        batches += self._deliver(connection, stream, pieces)
-        self._watch(connection)
-        return batches
+        elif chunk.eof:
+            stream.end_at(chunk.seq, chunk.at)
+        else:
+            stream.take(chunk)
+            if stream.overfull:
+                connection.egress.give_up()
+                connection.ingress.give_up()
+        return batches + self._deliver(connection)
 
-    def _deliver(self, connection: TrackedConnection, stream: Stream, pieces: list[Piece]) -> list[Batch]:
-        """Decode pieces of a stream, and its end if that is reached."""
+    def _deliver(self, connection: TrackedConnection) -> list[Batch]:
+        """Decode what is in order, of both directions by time.
+
+        Pairing relies on what came first. So while a hole in one direction may yet be filled, what the other one
+        moved since then waits too.
+        """
         batches: list[Batch] = []
-        for piece in pieces:
+        streams = (connection.egress, connection.ingress)
+        horizon = min(stream.horizon for stream in streams)
+        while True:
+            ready = [stream for stream in streams if stream.queue and stream.queue[0].at < horizon]
+            if not ready:
+                break
+            stream = min(ready, key=lambda stream: stream.queue[0].at)
+            piece = stream.pop()
             pid, tid = connection.pid, connection.tid
             if isinstance(piece, Chunk):
                 pid, tid = piece.pid, piece.tid
                 messages = self._decode(connection, stream, piece)
             elif isinstance(piece, Hole):
                 messages = self._gap(connection, stream, piece.size, piece.at)
-            else:
+            elif isinstance(piece, Jumble):
                 messages = self._unravel(connection, stream, piece)
+            else:
+                messages = self._finish(connection, stream, piece.at)
             if messages:
                 batches.append(Batch(connection, pid, tid, messages))
-        if stream.end is not None and stream.at_end:
-            batches += self._finish(connection, stream, stream.end[1])
+        self._watch(connection)
         return batches
 
-    def _finish(self, connection: TrackedConnection, stream: Stream, at: int) -> list[Batch]:
-        stream.finished()
+    def _finish(self, connection: TrackedConnection, stream: Stream, at: int) -> list[AnyMessage]:
         if connection.decoder is None:
             return []
-        messages: Sequence[AnyMessage]
         try:
-            messages = connection.decoder.finish(stream.side, at)
+            return [*connection.decoder.finish(stream.side, at)]
         except DecodeError as error:
-            messages = self._break_off(connection, at, error)
-        return [Batch(connection, connection.pid, connection.tid, messages)] if messages else []
+            return self._break_off(connection, at, error)
 
     def _decode(self, connection: TrackedConnection, stream: Stream, chunk: Chunk) -> list[AnyMessage]:
         decoder = connection.decoder
@@ -967,9 +999,9 @@ class ConnectionTable:
         batches: list[Batch] = []
         unread = ahead(event.received_seq, event.ingress_seq)
         if event.new != _CLOSE:  # the FIN goes out
-            egress = connection.egress
-            if connection.decoder is not None and not egress.ended:
-                batches = self._deliver(connection, egress, egress.end_at(event.egress_seq, event.at))
+            if connection.decoder is not None:
+                connection.egress.end_at(event.egress_seq, event.at)
+                batches = self._deliver(connection)
             # close() with bytes unread is a reset. So if there are any, this is shutdown(), and the process reads on.
             over = event.shut and unread <= (event.old in _FIN_RECEIVED)
         else:
@@ -999,16 +1031,9 @@ class ConnectionTable:
 
     def _finalise(self, connection: TrackedConnection, ending: _Ending) -> list[Batch]:
         """End a connection: decode what still waits, then close its decoder."""
-        batches: list[Batch] = []
-        streams = (
-            (connection.egress, ending.egress_end, ending.egress_fin),
-            (connection.ingress, ending.ingress_end, ending.ingress_fin),
-        )
-        for stream, end, fin in sorted(streams, key=lambda each: each[0].side):
-            if connection.state in {_State.UNDECIDED, _State.DECODED}:
-                batches += self._deliver(connection, stream, stream.conclude(end, ending.at))
-            if fin and not stream.ended:
-                batches += self._finish(connection, stream, ending.at)
+        connection.egress.conclude(ending.egress_end, ending.at, fin=ending.egress_fin)
+        connection.ingress.conclude(ending.ingress_end, ending.at, fin=ending.ingress_fin)
+        batches = self._deliver(connection)
         messages: list[AnyMessage] = []
         if connection.decoder is not None:
             messages += connection.decoder.close(ending.at, ending.kind, ending.detail)

@@ -222,7 +222,11 @@ def _chunk(raw: bytes) -> Chunk:
 
 def _state(raw: bytes) -> StateChanged:
     _, flags, _, pid, _, _, at, conn = HEAD.unpack_from(raw)
-    return StateChanged(at, pid, conn, *_STATE.unpack_from(raw, HEAD.size), (flags & FLAG_EOF) != 0)
+    old, new, error, egress_seq, ingress_seq, received_seq, local_port, remote_port = _STATE.unpack_from(raw, HEAD.size)
+    return StateChanged(
+        at, pid, conn, old, new, error, egress_seq, ingress_seq, received_seq, local_port, remote_port,
+        (flags & FLAG_EOF) != 0,
+    )  # fmt: skip
 
 
 def _exec(raw: bytes) -> Executed:

@@ -51,7 +51,7 @@ _YES = b"\1"
 _PID = struct.Struct("=I")
 _U16 = struct.Struct("=H")
 _BATCH = 8192
-"""Records taken at once, so that a full ring buffer is not copied whole before the first event is decoded: some 4 MB."""
+"""Records taken at once, so that a full ring buffer is not copied whole before any of it is decoded: some 4 MB."""
 _FAMILY_AT = events.HEAD.size + 36  # socket_event.family
 
 

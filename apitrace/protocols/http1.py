@@ -23,16 +23,18 @@ wrong pair. Where it cannot tell, a request ends with "response" among its unkno
    whatever was asked in the gap had been answered before that request began. Joining a connection in the middle is
    such a gap before its first request.
 4. A longer gap in the *responses* may hide any number of them. If the client takes turns, only its last request can
-   still wait for an answer, so the next answer is paired with that one, and the answers to those before it are lost.
-   The same rule serves when both directions have gaps.
+   still wait for an answer, so the next answer belongs to that one, and the answers to those before it are lost. But
+   the last request that was seen is the last only if none was lost with the answers, and a gap becomes known with the
+   bytes after it. So if that request began before the loss was known, the answer is held until the requests go on: if
+   without a gap, the pair is right, otherwise, or if the connection is given up before, the answer is an orphan.
 5. A client *takes turns* unless it was seen not to: two requests began in one chunk; an answer was seen to end after
    a later request had begun; or, with no answer missed, an answer found no request waiting, or more than one where
    one was expected. TURNS proper turns in a row end the doubt, and an answer that comes early is held again as in 1.
    The answers to a client that pipelines cannot be told apart after a gap of kind 3 or 4: its waiting requests lose
    their answers, and what answers come are orphans.
 
-What a loss can hide, and so could make a pair wrong: that a client which was not seen to pipeline does; and, in rule
-4, that a further request is in a blocked send, already answered, at the moment that the answer before it is lost.
+What a loss can hide, and so could make a pair wrong: that a client which was not seen to pipeline does; and that a
+further request is in a blocked send, already answered, at the moment that the request before it or its answer is lost.
 
 A body is never searched for messages. After a loss the decoder skips until a received chunk *begins* with a whole
 request line of a known method, or with a status line, since peers begin a message with a write of its own.
@@ -207,16 +209,22 @@ class Http1:
         """Exchanges whose response has not ended, in the order of their requests. The first one's may have begun."""
         self._streams = 0
         self._whole = not joined
-        """All requests so far were seen, and more can come: an answer to none of them is early."""
+        """All requests so far were seen, and more can come: an answer to none of them is early. See rule 1."""
         self._hole = joined
         """Requests may be missing after the last pending one."""
         self._answers_lost = False
         """Answers to any number of the pending requests may be missing."""
+        self._lost_at = 0
+        """When that became known."""
+        self._orphaned_at: int | None = None
+        """When the last orphan began."""
         self._pipelines = False
         """The client was seen not to take turns, and not to have taken TURNS of them since."""
         self._turns = 0
         self._held: list[_Held] = []
         self._held_cost = 0
+        self._last_known = False
+        """No request can be missing after the last pending one, up to the time that held answers were seen."""
         self._switching: str | None = None
         """The protocol that follows when the request that asked for it has ended."""
         self._error: DecodeError | None = None
@@ -236,9 +244,11 @@ class Http1:
             return self._refuse()
         try:
             if side == CLIENT:
+                if self._held and not self._requests.buffer:
+                    self._release(out)
                 self._read(self._requests, data, at, out)
                 if self._held:
-                    self._release(out)
+                    self._release(out, last=False)
             elif self._held:
                 self._hold(_Held(at, data))
             else:
@@ -274,6 +284,7 @@ class Http1:
         try:
             if side == CLIENT:
                 self._finish_requests(at, out)
+                self._release(out)
             elif self._held:
                 self._hold(_Held(at))
             else:
@@ -288,6 +299,8 @@ class Http1:
         requests, responses, pending = self._requests, self._responses, self._pending
         try:
             self._finish_requests(at, out)
+            self._hole = True  # nothing says that the last request seen was the last
+            self._release(out)
             self._settle_response(at, out)
         except DecodeError:  # what was buffered is not HTTP/1, so no exchange is in it
             pass
@@ -304,7 +317,7 @@ class Http1:
             out.append(Failed(exchange.stream, at, kind, "; ".join(filter(None, lacks))))
         pending.clear()
         for reader in (requests, responses):
-            self._lose(reader)
+            self._lose(reader, at)
             reader.state = IGNORE
         self._over = True
         self._error = None
@@ -334,7 +347,7 @@ class Http1:
         except DecodeError:
             if not self._may_leave():
                 raise
-            self._lose(reader)
+            self._lose(reader, at)
             return len(data)
         start, fields, pos = head
         began = at if reader.began is None else reader.began
@@ -371,7 +384,10 @@ class Http1:
         out.append(
             _new(RequestHead, (stream, began, version, method, path, authority or host, scheme, headers, unknown))
         )
-        pending.append(exchange)
+        if exchange.sure or self._orphaned_at is None or self._orphaned_at < began:
+            pending.append(exchange)
+        else:  # the orphan was its answer
+            self._lose_answer(exchange, began, out)
         return exchange
 
     def _read_response(self, reader: _Reader, data: bytes, pos: int, at: int, out: list[Message]) -> int:
@@ -381,7 +397,7 @@ class Http1:
                 return pos
         began = at if reader.began is None else reader.began
         pending = self._pending
-        if not pending and self._whole:
+        if self._may_be_early() if pending else self._whole:
             _check_start(SERVER, data[pos : pos + LINE_LIMIT])
             reader.began = None
             self._hold(_Held(began, data[pos:]))
@@ -529,7 +545,7 @@ class Http1:
                     except DecodeError:
                         if reader.side == SERVER or not self._may_leave():
                             raise
-                        self._lose(reader)
+                        self._lose(reader, at)
                         return b""
                 reader.scanned = max(0, len(buffer) - 2)
                 self._limit(reader, at, out)
@@ -618,7 +634,7 @@ class Http1:
         reader.state = RESPONSE
         reader.buffer.clear()
         if exchange.requesting:
-            self._lose(self._requests)
+            self._lose(self._requests, at)
 
     # Answers and their requests: the module's text says why this is right.
 
@@ -633,12 +649,13 @@ class Http1:
             self._hole = True
             self._whole = False
         place = max((i for i, exchange in enumerate(pending) if exchange.at <= began), default=None)
-        if place is not None:
+        if place is not None and not (self._answers_lost and self._hole):
             for _ in range(place):
                 self._lose_answer(pending.popleft(), began, out)
             self._answers_lost = False
             pending[0].sure = True
             return pending[0]
+        self._orphaned_at = began
         self._streams += 1
         orphan = _Exchange(self._streams, began, None, sure=True, upgrade=None, expects=False)
         out += (
@@ -656,7 +673,7 @@ class Http1:
         exchange.answered = True
         out += (Lost(exchange.stream, at, SERVER, 0, ("response",)), End(exchange.stream, at, SERVER))
 
-    def _lose(self, reader: _Reader) -> None:
+    def _lose(self, reader: _Reader, at: int) -> None:
         """Whole messages of this side may be missing from here on: go to the next sure start of one."""
         reader.state = RESYNC
         reader.exchange = _NOBODY
@@ -667,6 +684,15 @@ class Http1:
             self._whole = False
         else:
             self._answers_lost = True
+            self._lost_at = at
+
+    def _may_be_early(self) -> bool:
+        """Whether an answer, after others were lost, may belong to a request that was lost with them: rule 4."""
+        return (
+            self._answers_lost
+            and self._pending[-1].at <= self._lost_at
+            and not (self._last_known or self._pipelines)
+        )
 
     def _may_leave(self) -> bool:
         """Whether what the client sends now need not be HTTP/1.
@@ -700,7 +726,7 @@ class Http1:
         elif state == LENGTH:
             out.append(Data(exchange.stream, at, side, b"", reader.remaining))
             self._end(reader, at, out, seen=False)
-            self._lose(reader)
+            self._lose(reader, at)
         elif state == UNTIL_CLOSE:
             out.append(Lost(exchange.stream, at, side, 0, ("response.body_size",)))
         elif state != IGNORE:
@@ -714,7 +740,7 @@ class Http1:
             fields = tuple(f"{name}.{field}" for field in (*unknown, "trailers"))
             out.append(Lost(exchange.stream, at, reader.side, size, fields))
             self._end(reader, at, out, seen=False)
-        self._lose(reader)
+        self._lose(reader, at)
 
     def _fault(self, reader: _Reader, data: bytes, at: int, message: str, out: list[Message]) -> int:
         """The message's framing makes no sense. A request is still answered, often with 400; a response ends it all."""
@@ -745,7 +771,6 @@ class Http1:
             self._end(reader, reader.headed, out)
         self._cut_request(at, (), out)
         self._whole = False  # an answer that is held waits in vain
-        self._release(out)
 
     def _settle(self, reader: _Reader, at: int, out: list[Message]) -> None:
         """Read as body what PEEK kept: it did not become a start line."""
@@ -785,7 +810,9 @@ class Http1:
             self._held_cost += HELD_ENTRY_COST + len(held.data)
             waiting.append(held)
 
-    def _release(self, out: list[Message]) -> None:
+    def _release(self, out: list[Message], *, last: bool = True) -> None:
+        """Read what is held as far as it can be. `last`: the last pending request is the last that was sent so far."""
+        self._last_known = last
         held, self._held, self._held_cost = self._held, [], 0
         for entry in held:
             if self._held:
@@ -796,6 +823,7 @@ class Http1:
                 self._read(self._responses, entry.data, entry.at, out)
             else:
                 self._finish_responses(entry.at, out)
+        self._last_known = False
 
     # The end of decoding.
 

@@ -20,7 +20,7 @@ After a loss
 A gap inside one record costs nothing but what it held, for the header told where it ends. After a longer one, or when
 joined in the middle, any position may be inside a record. The reader resumes where a plausible header is followed
 at the announced distance by another one, or where a record holds a whole hello. Ciphertext passes for a header once in
-3 million positions, for two once in 10 ** 13. The bytes passed over are told as `Traffic.unknown_bytes`.
+5 million positions, for two once in 2 * 10**13. The bytes passed over are told as `Traffic.unknown_bytes`.
 A hello of which a byte is missing is not used at all. From then on a stray handshake message is passed over; in
 a stream that is whole from its first byte, anything that RFC 8446 does not allow there is a DecodeError.
 """
@@ -56,8 +56,9 @@ SEARCH_LIMIT: Final = 2 * (HEADER_BYTES + PAYLOAD_LIMIT) + HEADER_BYTES
 """Bytes without a loss in which two headers in a row cannot be missed if this is TLS. Over it DecodeError."""
 
 LEAST_FINISHED: Final = 45
-"""Bytes of the smallest encrypted Finished of TLS 1.3: header 4, SHA-256 32, type 1, CCM_8 tag 8. What else a client may
-send before it is smaller, an alert (19 with a tag of 16) or an empty Certificate (25), or goes out together with it."""
+"""Bytes of the smallest encrypted Finished of TLS 1.3: header 4, SHA-256 32, type 1, CCM_8 tag 8. Of what a client may
+send before it, an alert has 19 and an empty Certificate 25 (by JSSE, which pads, 35 and 41); any other Certificate goes
+out together with the Finished."""
 
 CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA, HEARTBEAT = range(20, 25)
 _PASSED_OVER = 0
@@ -171,7 +172,7 @@ def looks_like_tls(data: bytes) -> bool:
     """Whether these bytes, of the start or the middle of a stream, begin with a TLS record; below 5 bytes never.
 
     Where the record's end is within the data, another one has to follow. A yes by one header is wrong for one in
-    3 million pieces of random data, for text never.
+    5 million pieces of random data, for text never.
     """
     size = _payload_size(data, 0)
     following = HEADER_BYTES + size

@@ -1,7 +1,7 @@
 """The table: one row per exchange, for a person at a terminal.
 
-    TIME         PROCESS         HTTP METHOD HOST AND PATH       STAT  SIZE    LAT
-    15:04:05.123 nginx[4121]  <- h1.1 GET  127.0.0.1:8000/items  200    612 1.23ms
+    TIME         PROCESS         HTTP METHOD HOST AND PATH        STAT  SIZE    LAT
+    22:13:20.123 nginx[4121]  <- h1.1 GET  127.0.0.1:8000/items/7 200     17 1.23ms
 
 A row never wraps and never exceeds the terminal's width, which is asked for once per batch; at 80 columns it has 79
 cells. Only the request's column grows and shrinks with the width; before it becomes too small other columns go, the
@@ -120,6 +120,7 @@ class Table:
         what `set_status` is given is to be shown on it.
         """
         stream.flush()
+        self._stream = stream  # it would close what is below it if nobody held it
         self._output = Output(stream.buffer, "standard output")
         self._encoding = codecs.lookup(stream.encoding).name
         self._ellipsis = "…" if self._encoding == "utf-8" else "~"

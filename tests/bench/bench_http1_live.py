@@ -14,8 +14,8 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -55,8 +55,6 @@ sys.stdin.read()
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -65,15 +63,15 @@ def free_port() -> int:
 @contextlib.contextmanager
 def nginx(directory: Path, port: int) -> Iterator[int]:
     (directory / "nginx.conf").write_text(NGINX.format(directory=directory, port=port, body="x" * 100))
-    process = subprocess.Popen(["nginx", "-p", str(directory), "-c", str(directory / "nginx.conf")], stderr=subprocess.DEVNULL)
-    import socket
-
+    process = subprocess.Popen(
+        ["nginx", "-p", str(directory), "-c", str(directory / "nginx.conf")], stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 10
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             break
         if time.monotonic() > deadline:
-            raise SystemExit("nginx did not start")
+            sys.exit("nginx did not start")
         time.sleep(0.05)
     try:
         yield process.pid
@@ -86,7 +84,9 @@ def wrk(port: int, seconds: int) -> tuple[int, float]:
     """Return (requests, requests per second)."""
     out = subprocess.run(
         ["wrk", "-t1", "-c16", f"-d{seconds}s", f"http://127.0.0.1:{port}/index?page=1"],
-        check=True, capture_output=True, text=True,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     return int(re.search(r"(\d+) requests in", out)[1]), float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
 
@@ -99,8 +99,21 @@ def nothing(_: int, __: int, ___: Path, ____: dict[str, float]) -> Iterator[None
 @contextlib.contextmanager
 def tcpdump(_: int, port: int, directory: Path, __: dict[str, float]) -> Iterator[None]:
     process = subprocess.Popen(
-        ["tcpdump", "-i", "lo", "-w", str(directory / "capture.pcap"), "-s", "0", "-U", "-B", "32768", f"tcp port {port}"],
-        stderr=subprocess.PIPE, text=True,
+        [
+            "tcpdump",
+            "-i",
+            "lo",
+            "-w",
+            str(directory / "capture.pcap"),
+            "-s",
+            "0",
+            "-U",
+            "-B",
+            "32768",
+            f"tcp port {port}",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     process.stderr.readline()
@@ -122,21 +135,22 @@ def floor(_: int, __: int, ___: Path, ____: dict[str, float]) -> Iterator[None]:
 
 def apitrace(*flags: str) -> Callable[[int, int, Path, dict[str, float]], contextlib.AbstractContextManager[None]]:
     @contextlib.contextmanager
-    def run(pid: int, port: int, directory: Path, facts: dict[str, float]) -> Iterator[None]:
+    def run(pid: int, _: int, directory: Path, facts: dict[str, float]) -> Iterator[None]:
         ready = directory / "ready"
         filled = [flag.format(directory=directory) for flag in flags]
         began = time.monotonic()
-        with open(directory / "out.jsonl", "wb") as out:
+        with (directory / "out.jsonl").open("wb") as out:
             process = subprocess.Popen(
-                [*APITRACE, "--pid", str(pid), "--ready-file", str(ready), *filled], stdout=out, stderr=subprocess.PIPE, text=True
+                [*APITRACE, "--pid", str(pid), "--ready-file", str(ready), *filled],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             while not ready.exists():
                 if process.poll() is not None:
                     raise SystemExit(process.stderr.read() if process.stderr else "apitrace ended")
                 time.sleep(0.005)
             facts["start_s"] = time.monotonic() - began
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            del before
             cpu = _cpu_seconds(process.pid)
             yield
             facts["cpu_s"] = _cpu_seconds(process.pid) - cpu
@@ -145,7 +159,7 @@ def apitrace(*flags: str) -> Callable[[int, int, Path, dict[str, float]], contex
             process.send_signal(signal.SIGINT)
             facts["summary"] = process.communicate()[1]  # type: ignore[assignment]
             facts["drain_s"] = time.monotonic() - drained
-        facts["lines"] = sum(1 for _ in open(directory / "out.jsonl", "rb"))
+        facts["lines"] = (directory / "out.jsonl").read_bytes().count(b"\n")
 
     return run
 

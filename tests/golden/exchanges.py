@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from apitrace.exchange import (
     Connection,
     Container,
@@ -48,15 +50,23 @@ PLAIN = Exchange(
     tls=None,
     protocol="HTTP/1.1",
     request=Request(
-        "GET", "/items/7", "http", "127.0.0.1:8000", headers("Host: 127.0.0.1:8000", "User-Agent: curl/7.88.1", "Accept: */*")
+        "GET", "/items/7", "http", "127.0.0.1:8000",
+        headers("Host: 127.0.0.1:8000", "User-Agent: curl/7.88.1", "Accept: */*"),
     ),
     response=Response(
         200, "OK", headers("Content-Type: application/json", "Content-Length: 17"), (), b'{"name": "chair"}', 17
     ),
     latency_ns=1_234_567,
     timing=Timing(12_000, 1_192_567, 30_000),
-)
+)  # fmt: skip
 """A plain call that was seen whole."""
+
+
+def asked(**changes: Any) -> Exchange:
+    """Return PLAIN with another request."""
+    return PLAIN._replace(request=PLAIN.request._replace(**changes))
+
+
 
 EXCHANGES = (
     PLAIN,
@@ -108,7 +118,8 @@ EXCHANGES = (
         destination=Endpoint("2001:db8::1", 80),
         connection=Connection("23", "ipv6"),
         request=Request(
-            "GET", "/日本語/\x1b]0;owned\x07/\u202etxt.exe", "http", "[2001:db8::1]", headers("X-Odd: a\x00\x9b2J\u200bb")
+            "GET", "/日本語/\x1b]0;owned\x07/\u202etxt.exe", "http", "[2001:db8::1]",
+            headers("X-Odd: a\x00\x9b2J\u200bb"),
         ),
         response=Response(404, "Not\x1b[2J Found", (), (), "[red]e\u0301\u0301\u0301[/red]\n".encode(), 19),
     ),

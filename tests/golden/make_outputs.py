@@ -1,6 +1,7 @@
-"""Makes the golden outputs of the sinks from exchanges.py. To make them anew: python -m tests.golden.make_outputs
+"""Makes the golden outputs of the sinks from exchanges.py.
 
-Look at the difference before it is committed: these files are what users see.
+To make them anew: python -m tests.golden.make_outputs. Look at the difference before it is committed: these files are
+what users see.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def table(
         for exchange in exchanges:
             sink.write(exchange)
         sink.flush()
-        return stream.buffer.getvalue()  # type: ignore[attr-defined]  # a BytesIO
+        return stream.buffer.getvalue()
     finally:
         os.environ.pop("TZ")
         if zone is not None:

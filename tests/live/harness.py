@@ -372,12 +372,12 @@ def agreed(server: Program, client: Program, count: int) -> list[Call]:
 
 def assert_same(shown: Iterable[Call], expected: Iterable[Call]) -> None:
     """Fail unless both have the same calls, each as often. Says what differs without printing the rest."""
-    missing, surplus = Counter(expected), Counter(shown)
-    missing.subtract(surplus)
-    wrong = [(count, call) for call, count in missing.items() if count]
-    assert not wrong, f"{len(wrong)} calls differ; missing (+) or shown too often (-):\n" + "\n".join(
-        f"{count:+d} {call}" for count, call in wrong[:6]
-    )
+    balance = Counter(expected)
+    balance.subtract(Counter(shown))
+    missing = [call for call, count in balance.items() if count > 0]
+    surplus = [call for call, count in balance.items() if count < 0]
+    lines = [f"missing: {call}" for call in missing[:3]] + [f"not made: {call}" for call in surplus[:3]]
+    assert not lines, f"{len(missing)} calls missing, {len(surplus)} too many:\n" + "\n".join(lines)
 
 
 def assert_exactly(

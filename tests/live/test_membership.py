@@ -19,7 +19,10 @@ from apitrace.targets.target import Cgroup, TargetSet
 
 pytestmark = pytest.mark.live
 
-SEND = "import socket,sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); s.send(sys.argv[2].encode()); s.close()"
+SEND = (
+    "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); "
+    "s.send(sys.argv[2].encode()); s.close()"
+)
 
 
 @pytest.fixture
@@ -80,7 +83,9 @@ def test_there_is_a_cgroup_hierarchy_to_test_with() -> None:
 def test_children_of_a_process_are_followed_through_fork_and_exec(port: int) -> None:
     with tracing(TargetSet(pids=(os.getpid(),))) as source:
         call(port, "child")
-        subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{SEND}" {port} "GET /grandchild HTTP/1.1"; true'], check=True)
+        subprocess.run(
+            ["sh", "-c", f'"{sys.executable}" -c "{SEND}" {port} "GET /grandchild HTTP/1.1"; true'], check=True
+        )
         assert paths(source) == ["/child", "/grandchild"]
 
 

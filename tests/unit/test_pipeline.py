@@ -101,7 +101,13 @@ class Keeps:
 
 def capture(source: Fake, sink: object, **options: object) -> Capture:
     return Capture(
-        source, [sink], stats=options.pop("stats", Stats()), clock_offset_ns=0, snaplen=100, redactor=Redactor(), **options  # type: ignore[list-item, arg-type]
+        source,
+        [sink],
+        stats=options.pop("stats", Stats()),
+        clock_offset_ns=0,
+        snaplen=100,
+        redactor=Redactor(),
+        **options,  # type: ignore[list-item, arg-type]
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apitrace import redact
 from apitrace.exchange import Exchange, Header
 from apitrace.redact import Redactor
-from tests.golden.exchanges import PLAIN, headers
+from tests.golden.exchanges import PLAIN, asked, headers
 
 KEY = b"0123456789abcdef"
 
@@ -32,13 +32,13 @@ def masked(exchange: Exchange) -> Exchange:
 
 def in_request(line: str) -> str:
     """Return the value of this header line once it has passed as a request's."""
-    [header] = masked(PLAIN._replace(request=PLAIN.request._replace(headers=headers(line)))).request.headers
+    [header] = masked(asked(headers=headers(line))).request.headers
     assert f"{header.raw_name}: " == line[: len(header.raw_name) + 2]
     return header.value
 
 
 def path(text: str) -> str | None:
-    return masked(PLAIN._replace(request=PLAIN.request._replace(path=text))).request.path
+    return masked(asked(path=text)).request.path
 
 
 def test_a_mask_is_length_and_keyed_hash() -> None:
@@ -62,8 +62,8 @@ def test_a_mask_is_length_and_keyed_hash() -> None:
         ("Cookie: a=abc;  abc", f"a={ABC};  {ABC}"),
         ("Set-Cookie: sid=abc", f"sid={ABC}"),
         (
-            "Set-Cookie: sid=abc; Path=/a; Domain=x.org; Expires=Wed, 09 Jun 2027 10:18:14 GMT; Secure; HttpOnly; SameSite=Lax",
-            f"sid={ABC}; Path=/a; Domain=x.org; Expires=Wed, 09 Jun 2027 10:18:14 GMT; Secure; HttpOnly; SameSite=Lax",
+            "Set-Cookie: sid=abc; Path=/a; Expires=Wed, 09 Jun 2027 10:18:14 GMT; Secure; SameSite=Lax",
+            f"sid={ABC}; Path=/a; Expires=Wed, 09 Jun 2027 10:18:14 GMT; Secure; SameSite=Lax",
         ),
         ("Set-Cookie: a=abc; Path=/, b=abc", f"a={ABC}; Path={mask('/, b=abc')}"),
         ("Set-Cookie: a=abc; token=abc", f"a={ABC}; token={ABC}"),
@@ -105,14 +105,14 @@ def test_a_secret_in_the_path_is_masked_and_the_rest_stays(before: str, after: s
 
 
 def test_user_information_is_masked_in_authority_and_host() -> None:
-    request = PLAIN.request._replace(authority="bob:hunter2@a.org:80", headers=headers("Host: bob:hunter2@a.org:80", "A: b"))
-    after = masked(PLAIN._replace(request=request)).request
+    host = "bob:hunter2@a.org:80"
+    after = masked(asked(authority=host, headers=headers(f"Host: {host}", "A: b"))).request
     assert after.authority == f"{BOB}:{HUNTER2}@a.org:80"
     assert after.headers == headers(f"Host: {BOB}:{HUNTER2}@a.org:80", "A: b")
 
 
 def test_an_authority_without_host_header_is_masked_too() -> None:
-    after = masked(PLAIN._replace(request=PLAIN.request._replace(authority="bob@a.org", headers=()))).request
+    after = masked(asked(authority="bob@a.org", headers=())).request
     assert (after.authority, after.headers) == (f"{BOB}@a.org", ())
 
 
@@ -134,25 +134,23 @@ def test_responses_and_trailers_are_masked_too() -> None:
 def test_an_exchange_without_secrets_is_returned_as_it_is() -> None:
     assert masked(PLAIN) is PLAIN
     assert masked(unanswered := PLAIN._replace(response=None)) is unanswered
-    with_url = PLAIN._replace(request=PLAIN.request._replace(path="/?a=b@c", headers=headers("Referer: http://a.org/?b=c")))
+    with_url = asked(path="/?a=b@c", headers=headers("Referer: http://a.org/?b=c"))
     assert masked(with_url) is with_url
 
 
 def test_with_show_nothing_is_masked() -> None:
-    exchange = PLAIN._replace(request=PLAIN.request._replace(headers=headers("Authorization: Bearer abc")))
+    exchange = asked(headers=headers("Authorization: Bearer abc"))
     assert Redactor(show=True).redact(exchange) is exchange
 
 
 def test_a_body_is_left_alone() -> None:
-    exchange = PLAIN._replace(request=PLAIN.request._replace(body=b"password=abc", body_size=12))
+    exchange = asked(body=b"password=abc", body_size=12)
     assert masked(exchange) is exchange
 
 
 def test_equal_secrets_are_equal_in_a_capture_and_different_in_the_next() -> None:
     first, second = Redactor(), Redactor()
-    exchange = PLAIN._replace(
-        request=PLAIN.request._replace(path="/?token=abc", headers=headers("Authorization: Bearer abc", "Cookie: a=abc; b=abd"))
-    )
+    exchange = asked(path="/?token=abc", headers=headers("Authorization: Bearer abc", "Cookie: a=abc; b=abd"))
     masks = []
     for redactor in (first, second):
         request = redactor.redact(exchange).request
@@ -167,9 +165,9 @@ def test_equal_secrets_are_equal_in_a_capture_and_different_in_the_next() -> Non
 def test_the_memory_of_masked_headers_is_bounded() -> None:
     redactor = Redactor(key=KEY)
     for number in range(2 * redact._CACHE_ENTRIES + 7):
-        redactor.redact(PLAIN._replace(request=PLAIN.request._replace(headers=headers(f"X-Api-Key: {number}"))))
+        redactor.redact(asked(headers=headers(f"X-Api-Key: {number}")))
         assert len(redactor._masked) <= redact._CACHE_ENTRIES
-    long = PLAIN._replace(request=PLAIN.request._replace(headers=headers(f"X-Api-Key: {'x' * 5000}")))
+    long = asked(headers=headers(f"X-Api-Key: {'x' * 5000}"))
     before = len(redactor._masked)
     assert redactor.redact(long).request.headers[0].value.startswith("***5000-")
     assert len(redactor._masked) == before
@@ -177,7 +175,7 @@ def test_the_memory_of_masked_headers_is_bounded() -> None:
 
 def test_the_same_header_is_masked_once() -> None:
     redactor = Redactor(key=KEY)
-    exchanges = [PLAIN._replace(request=PLAIN.request._replace(headers=headers("Cookie: a=abc"))) for _ in range(2)]
+    exchanges = [asked(headers=headers("Cookie: a=abc")) for _ in range(2)]
     first, second = (redactor.redact(exchange).request.headers[0] for exchange in exchanges)
     assert first is second
 
@@ -193,17 +191,12 @@ def test_no_secret_of_any_listed_header_survives(secret: str, name: str, prefix:
         **dict.fromkeys(redact._URLS, f"http://u:{secret}@h/?token={secret}"),
         **dict.fromkeys(redact._KEYS, prefix + secret),
     }.get(name, f"Basic {secret}")  # fmt: skip
-    request = PLAIN.request._replace(headers=(Header(name, value, name),))
-    assert secret not in repr(masked(PLAIN._replace(request=request)))
+    assert secret not in repr(masked(asked(headers=(Header(name, value, name),))))
 
 
 @given(path=TEXT, authority=TEXT, name=st.sampled_from(sorted(Redactor()._rules)), value=TEXT)
 def test_odd_text_never_raises(path: str, authority: str, name: str, value: str) -> None:
-    masked(
-        PLAIN._replace(
-            request=PLAIN.request._replace(path=path, authority=authority, headers=(Header(name, value, name),))
-        )
-    )
+    masked(asked(path=path, authority=authority, headers=(Header(name, value, name),)))
 
 
 def test_a_masked_url_still_has_the_same_parts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 
@@ -29,7 +30,9 @@ class Blob:
         self.strings += text.encode() + b"\0"
         return offset
 
-    def add(self, name: str, kind: int, size: int, members: list[tuple[str, int, int]] = [], extra: bytes = b"") -> None:  # noqa: B006
+    def add(
+        self, name: str, kind: int, size: int, members: Sequence[tuple[str, int, int]] = (), extra: bytes = b""
+    ) -> None:
         self.types += struct.pack("=III", self.name(name), kind << 24 | len(members), size) + extra
         for member, type_id, bits in members:
             if kind == ENUM:

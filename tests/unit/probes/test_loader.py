@@ -30,12 +30,17 @@ print("compiled")
 @pytest.mark.live  # bcc makes the maps when it compiles, which needs root
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize(
-    "switches", [[], ["HOOK_SYS_EXIT"], ["TARGET_ALL"], ["TARGET_CGROUPS", "TARGET_COMMS", "FILTER_PORTS", "FILTER_HOSTS"]]
+    "switches",
+    [[], ["HOOK_SYS_EXIT"], ["TARGET_ALL"], ["TARGET_CGROUPS", "TARGET_COMMS", "FILTER_PORTS", "FILTER_HOSTS"]],
 )
 def test_the_programs_compile_for_every_architecture_and_switch(machine: str, switches: list[str]) -> None:
     environment = {**os.environ, "ARCH": {"x86_64": "x86", "aarch64": "arm64"}[machine]}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, machine, *switches], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPILE, machine, *switches],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "compiled\n", done.stderr[-2000:]
     assert "warning" not in done.stderr

@@ -113,7 +113,7 @@ def test_a_pipe_that_somebody_made_non_blocking_is_waited_for() -> None:
 
     thread = threading.Thread(target=read)
     with os.fdopen(writer, "wb", buffering=0) as stream:
-        output = Output(stream, "pipe")  # type: ignore[arg-type]
+        output = Output(stream, "pipe")
         output.put(bytes(900_000))
         thread.start()
         output.close()

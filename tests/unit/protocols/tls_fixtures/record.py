@@ -8,7 +8,7 @@ tlslite-ng (an SSL 2 hello) in the Python that runs it. Only loopback is used. A
     client, server   the commands
     said             version, cipher suite and ALPN as the client itself reported them; null where it did not or failed
     sni, offered     what the client was told to ask for
-    finished         whether it got through the handshake
+    finished         whether it got through the handshake; null where the wire does not tell (early data)
     chunks           [side, base64] as the relay read them; side 0 is the client
 """
 
@@ -74,6 +74,8 @@ PYTHON_SERVER = "{python} {programs}/server.py {port} {dir}"
 PYTHON_CLIENT = "{python} {programs}/client.py {port}"
 NODE_SERVER = "node {programs}/server.js {port} {dir}"
 GO = "{dir}/go"
+GNUTLS_CLIENT = "gnutls-cli --insecure --sni-hostname=f.example --alpn=h2 --port={port}"
+GNUTLS_SERVER = "gnutls-serv --http --port={port} --x509certfile={dir}/cert.pem --x509keyfile={dir}/key.pem --alpn=h2"
 WEAK = " -cipher DEFAULT:@SECLEVEL=0"
 
 SCENARIOS = (
@@ -330,16 +332,16 @@ SCENARIOS = (
     ),
     Scenario(
         "gnutls_tls13",
-        "gnutls-cli --insecure --sni-hostname=f.example --alpn=h2 --port={port} 127.0.0.1",
-        "gnutls-serv --http --port={port} --x509certfile={dir}/cert.pem --x509keyfile={dir}/key.pem --alpn=h2",
+        f"{GNUTLS_CLIENT} 127.0.0.1",
+        GNUTLS_SERVER,
         "f.example",
         ("h2",),
         inputs=(("Simple Client Mode", REQUEST),),
     ),
     Scenario(
         "gnutls_tls12",
-        "gnutls-cli --insecure --sni-hostname=f.example --alpn=h2 --port={port} --priority=NORMAL:-VERS-TLS1.3 127.0.0.1",
-        "gnutls-serv --http --port={port} --x509certfile={dir}/cert.pem --x509keyfile={dir}/key.pem --alpn=h2",
+        f"{GNUTLS_CLIENT} --priority=NORMAL:-VERS-TLS1.3 127.0.0.1",
+        GNUTLS_SERVER,
         "f.example",
         ("h2",),
         inputs=(("Simple Client Mode", REQUEST),),
@@ -476,7 +478,7 @@ def run_client(command: str, port: int, folder: Path, inputs: Inputs) -> str:
 def openssl_names() -> dict[str, str]:
     """IANA's names by OpenSSL's, and by themselves."""
     listing = subprocess.run(
-        ["openssl", "ciphers", "-stdname", "ALL:COMPLEMENTOFALL:@SECLEVEL=0"], capture_output=True, text=True, check=True
+        ["openssl", "ciphers", "-stdname", "ALL:@SECLEVEL=0"], capture_output=True, text=True, check=True
     ).stdout
     pairs = re.findall(r"^(\S+)\s+- (\S+)", listing, re.MULTILINE)
     return {ours: iana for iana, ours in pairs} | {iana: iana for iana, _ in pairs}
@@ -486,7 +488,7 @@ SAYINGS = {
     "version": (
         r'"version": "([^"]+)"',
         r"^ +Protocol *: (\S+)",
-        r"^New, (TLSv1\.3),",
+        r"^(?:New|Reused), (TLSv1\.3),",
         r"SSL connection using (\S+) /",
         r"Description: \((TLS1\.\d)",
     ),
