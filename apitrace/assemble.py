@@ -444,7 +444,7 @@ def _undo(coding: str, data: bytes, limit: int) -> tuple[bytes, bool] | None:
             whole = decompress(data, limit, step, out)
         except _CORRUPT:
             continue
-        return bytes(out), whole
+        return (bytes(out), whole) if out or whole else None
     return (bytes(out), False) if out else None
 
 
@@ -474,10 +474,13 @@ def _inflate(data: bytes, limit: int, step: int, out: bytearray) -> bool:
 
 
 def _unbrotli(data: bytes, limit: int, step: int, out: bytearray) -> bool:
+    """Take brotli (RFC 7932), whose decompressor may keep output back until it is asked again."""
     stream = brotli.Decompressor()
     for pos in range(0, len(data), step):
-        if len(out) < limit:
-            out += stream.process(data[pos : pos + step], output_buffer_limit=limit - len(out))
+        piece = data[pos : pos + step]
+        while len(out) < limit and (more := stream.process(piece, output_buffer_limit=limit - len(out))):
+            out += more
+            piece = b""
     return bool(stream.is_finished())
 
 

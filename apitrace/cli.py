@@ -34,6 +34,7 @@ from apitrace.probes.events import EventError
 from apitrace.probes.sockets import LiveSource, Narrowing
 from apitrace.redact import Redactor
 from apitrace.sinks.jsonl import JsonLines
+from apitrace.sinks.output import give_to_caller
 from apitrace.sinks.recording import Recorder, new_header
 from apitrace.sinks.sink import Sink
 from apitrace.sinks.table import Table
@@ -269,6 +270,7 @@ def _outputs(options: Options, node_name: str) -> tuple[list[Sink], Table | None
         except OSError as error:
             message = f"cannot write {options.write}: {error.strerror}"
             raise OutputError(message) from error
+        give_to_caller(stream.fileno())
         sinks.append(JsonLines(stream, raw_headers=options.raw_headers, node_name=node_name))
     if options.write is not None and not options.print_too:
         return sinks, None

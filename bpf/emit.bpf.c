@@ -9,13 +9,15 @@
 #define RB_NO_WAKEUP 1
 #define RB_FORCE_WAKEUP 2
 
-/* Room for data in each size class: the record, with its 8 bytes of ring-buffer header, fills a power of two. */
-#define CLASS(total) ((total) - 8 - sizeof(struct chunk_event))
-#define CLASS_1 CLASS(256)
-#define CLASS_2 CLASS(1024)
-#define CLASS_3 CLASS(4096)
-#define CLASS_4 CLASS(16384)
-#define CLASS_5 CLASS(65536)
+/* Room for data in each size class. Powers of two, because buffers of programs are: a read of 8192 bytes fills one. */
+#define CLASS_1 256
+#define CLASS_2 1024
+#define CLASS_3 2048
+#define CLASS_4 4096
+#define CLASS_5 8192
+#define CLASS_6 16384
+#define CLASS_7 32768
+#define CLASS_8 65536
 
 /* Bytes submitted by this CPU since it last woke the reader. (bcc has no way to ask the ring buffer itself.) */
 BPF_PERCPU_ARRAY(submitted, u64, 1);
@@ -121,8 +123,14 @@ static __always_inline void emit_piece(struct call *call, u64 from)
 		emit_class(call, from, CLASS_3);
 	else if (call->limit <= CLASS_4)
 		emit_class(call, from, CLASS_4);
-	else
+	else if (call->limit <= CLASS_5)
 		emit_class(call, from, CLASS_5);
+	else if (call->limit <= CLASS_6)
+		emit_class(call, from, CLASS_6);
+	else if (call->limit <= CLASS_7)
+		emit_class(call, from, CLASS_7);
+	else
+		emit_class(call, from, CLASS_8);
 }
 
 /* Calls with several buffers are gathered, so that a message written in ten pieces is one event, not ten. A piece
@@ -130,11 +138,11 @@ static __always_inline void emit_piece(struct call *call, u64 from)
  * can follow this, and not "offset + n <= room". Up to 1024 iovecs (UIO_MAXIOV) are walked, GATHER_STEP in a program
  * run; a tail call goes on with the rest. */
 #define GATHER_STEP 48
-#define GATHER_1 480
-#define GATHER_2 2016
-#define GATHER_3 8160
-#define GATHER_4 32736
-#define GATHER_5 65504
+#define GATHER_1 512
+#define GATHER_2 2048
+#define GATHER_3 8192
+#define GATHER_4 32768
+#define GATHER_5 65536
 
 struct iovec {
 	u64 base;
@@ -160,7 +168,7 @@ BPF_PROG_ARRAY(programs, 3);
 #define PROGRAM_GATHER 1
 #define PROGRAM_BULK 2
 
-/* A call whose bytes lie in one buffer: one run for most, 17 for COPY_LIMIT (1 MiB). */
+/* A call whose bytes lie in one buffer: one run for most, 16 for COPY_LIMIT (1 MiB). */
 int bulk(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 zero = 0;

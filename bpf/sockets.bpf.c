@@ -154,10 +154,9 @@ static __always_inline void announce(struct conn *conn, u64 sk, u64 at, bool egr
 		READ_KERNEL(sent_unacked, sk, OFF_tcp_sock_snd_una);
 		READ_KERNEL(received, sk, OFF_tcp_sock_rcv_nxt);
 		/* bytes_acked and bytes_received count since the connection began. */
-		event->egress_total =
-			read_pointer(sk, OFF_tcp_sock_bytes_acked) + (u32)(event->egress_seq - sent_unacked);
-		event->ingress_total =
-			read_pointer(sk, OFF_tcp_sock_bytes_received) - (u32)(received - event->ingress_seq);
+		/* Signed: on loopback what this call sends is often acknowledged by now. */
+		event->egress_total = read_pointer(sk, OFF_tcp_sock_bytes_acked) + (s32)(event->egress_seq - sent_unacked);
+		event->ingress_total = read_pointer(sk, OFF_tcp_sock_bytes_received) - (s32)(received - event->ingress_seq);
 	}
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
 	submit(event, sizeof(*event));

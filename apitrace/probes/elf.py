@@ -139,7 +139,8 @@ class Elf:
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Open a file. Raises OSError, or ElfError if it is not a 64-bit little-endian ELF file."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not to wait for the other end of what turns out to be a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             return cls(descriptor)
         except BaseException:

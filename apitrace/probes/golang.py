@@ -27,6 +27,7 @@ from apitrace.probes.placement import (
     Kind,
     Location,
     Placement,
+    State,
     branch_target,
     locate,
     plain_entry,
@@ -234,11 +235,14 @@ class _Call(NamedTuple):
 _CALLS = (
     _Call(Kind.READ, "runtime.memmove", "rbx", "rcx", None, counted=False),
     _Call(Kind.READ, "bytes.(*Reader).Read", "rbx", "rcx", None, counted=True),  # if not inlined: -gcflags=-l
+    _Call(Kind.READ, "runtime.slicecopy", "rcx", "rdi", None, counted=True),  # in its stead, with -race
     _Call(Kind.WRITE, "crypto/tls.(*Conn).writeRecordLocked", "rcx", "rdi", "rax", counted=True),
 )
 _METHODS = {Kind.READ: READ, Kind.WRITE: WRITE}
 _CONN_TYPES = ("net.(*TCPConn)", "net.(*UnixConn)")
 _EMBEDDED = "net.(*conn)"
+_PRUNED = "runtime.unreachableMethod"
+"""What the linker puts into an interface table for a method that nothing in the program calls."""
 
 
 def plan_go(elf: Elf) -> GoTls | None:
@@ -249,7 +253,7 @@ def plan_go(elf: Elf) -> GoTls | None:
     try:
         table = FunctionTable(elf)
         methods = [f"{owner}.{method}" for owner in (*_CONN_TYPES, _EMBEDDED) for method in _CONN_METHODS]
-        functions = table.find([READ, WRITE, *(call.name for call in _CALLS), *methods])
+        functions = table.find([READ, WRITE, _PRUNED, *(call.name for call in _CALLS), *methods])
     except ElfError as error:
         return GoTls(built_by, (), (), str(error))
     if READ not in functions or WRITE not in functions:
@@ -294,22 +298,23 @@ def _site(function: Function, call: _Call, address: int) -> GoSite | None:
         return GoSite(call.kind, at, conn, buffer, length, None, None)
     # From here on the "argument" that is followed is the call's first result.
     following = address + function.instructions[address].size
-    reached = function.next_emulated(following, {"rsp": state["rsp"], "rax": 0})
-    if reached is None:
+    if following not in function.instructions:
         return None
-    instruction, state = reached
-    after = function.place(instruction.address, state, 1)
+    returned: State = {"rsp": state["rsp"], "rax": 0}
+    instruction, reached = function.next_emulated(following, returned) or (None, {})
+    after = function.place(instruction.address, reached, 1) if instruction else None
+    after = after or function.place(following, returned, 1, "the result is used up before the next emulated instruction")
     return None if after is None else GoSite(call.kind, at, conn, buffer, length, after, after.arguments[0])
 
 
 def _net_conns(elf: Elf, functions: dict[str, tuple[int, int]]) -> Iterable[int]:
     """Yield the addresses of interface tables that have net.Conn's methods, as TCP and Unix sockets have them."""
+    read = _CONN_METHODS.index("Read")
     for owner in _CONN_TYPES:
-        methods = [
-            {functions[name][0] for name in (f"{owner}.{method}", f"{_EMBEDDED}.{method}") if name in functions}
-            for method in _CONN_METHODS
-        ]
-        for first in methods[0]:
-            for place in elf.pointers_to(first):
-                if all(elf.pointer(place + 8 * index) in addresses for index, addresses in enumerate(methods)):
-                    yield place - _ITAB_METHODS
+        names = [(f"{owner}.{method}", f"{_EMBEDDED}.{method}", _PRUNED) for method in _CONN_METHODS]
+        methods = [{functions[name][0] for name in alike if name in functions} for alike in names]
+        for address in methods[read] - {functions.get(_PRUNED, (0, 0))[0]}:
+            for place in elf.pointers_to(address):
+                first = place - 8 * read
+                if all(elf.pointer(first + 8 * index) in known for index, known in enumerate(methods)):
+                    yield first - _ITAB_METHODS

@@ -485,37 +485,54 @@ class Function:
     @functools.cached_property
     def states(self) -> dict[int, State]:
         """For each instruction that the entry leads to: what holds which argument there, whichever way was taken."""
-        states = {self.start: _initial(self.arguments)}
-        pending = [self.start]
+        states: dict[int, State] = {}
+        pending: list[int] = []
+        # A call that does not return is followed by code that it does not lead to. Such code is reached by branches, so
+        # they go first; the way over the call is believed only if it finds the stack as deep as they do.
+        doubtful: list[tuple[int, State]] = []
         budget = _VISITS * len(self.instructions)
-        while pending:
-            address = pending.pop()
+
+        def reach(address: int, state: State) -> None:
+            known = states.get(address)
+            merged = state if known is None else {p: v for p, v in known.items() if state.get(p) == v}
+            if known is None or len(merged) != len(known):
+                states[address] = merged
+                pending.append(address)
+
+        reach(self.start, _initial(self.arguments))
+        while (pending or doubtful) and budget:
             budget -= 1
-            if budget < 0:
-                message = "the function's flow is too tangled"
-                raise ElfError(message)
-            instruction = self.instructions.get(address)
+            if not pending:
+                address, state = doubtful.pop()
+                if address not in states or states[address].get("rsp") == state.get("rsp"):
+                    reach(address, state)
+                continue
+            instruction = self.instructions.get(pending[-1])
+            state = dict(states[pending.pop()])
             if instruction is None:
                 continue
-            state = dict(states[address])
             _step(state, instruction, self._preserved)
-            for following in self._followers(instruction):
-                known = states.get(following)
-                merged = state if known is None else {p: v for p, v in known.items() if state.get(p) == v}
-                if known is None or len(merged) != len(known):
-                    states[following] = merged
-                    pending.append(following)
+            if instruction.group(x86.X86_GRP_JUMP) and branch_target(instruction) in self.instructions:
+                reach(instruction.operands[0].imm, state)
+            if instruction.group(x86.X86_GRP_RET) or instruction.mnemonic.endswith(("jmp", "ud2")):
+                continue
+            following = self._skip_nops(instruction.address + instruction.size)
+            if instruction.id == x86.X86_INS_CALL and following in self.targets:
+                doubtful.append((following, state))
+            else:
+                reach(instruction.address + instruction.size, state)
+        if not budget:
+            message = "the function's flow is too tangled"
+            raise ElfError(message)
         return states
 
-    def _followers(self, instruction: Any) -> list[int]:
-        following = []
-        if instruction.group(x86.X86_GRP_JUMP):
-            target = branch_target(instruction)
-            if target in self.instructions:
-                following.append(target)
-        if not (instruction.group(x86.X86_GRP_RET) or instruction.mnemonic.endswith(("jmp", "ud2"))):
-            following.append(instruction.address + instruction.size)
-        return following
+    def _skip_nops(self, address: int) -> int:
+        while address not in self.targets and address in self.instructions:
+            instruction = self.instructions[address]
+            if instruction.mnemonic != "nop":
+                break
+            address += instruction.size
+        return address
 
     def handed_on(self) -> Iterator[tuple[int, State]]:
         """Yield (address called or jumped to, state there) for each function that is reached directly."""

@@ -8,6 +8,7 @@ the output says. Nothing here decodes more of an event than its first bytes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ipaddress
 import os
@@ -50,6 +51,8 @@ _BY_CGROUP = b"\2"
 _YES = b"\1"
 _PID = struct.Struct("=I")
 _U16 = struct.Struct("=H")
+_PRIORITY = -10
+"""Of nice(2)."""
 _BATCH = 8192
 """Records taken at once, so that a full ring buffer is not copied whole before any of it is decoded: some 4 MB."""
 _FAMILY_AT = events.HEAD.size + 36  # socket_event.family
@@ -154,6 +157,10 @@ class LiveSource:
             raise TargetError(message)
         if self._unix_listeners(self.target_pids()):
             self._watch_closes()
+        # The reader must run while the targets keep every core busy: measured, 4 of 6 runs at nice 0 lost events that
+        # none lost at -10.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
 
     def _loaded(self) -> Kernel:
         if self._kernel is None:

@@ -34,7 +34,7 @@ class Detection(enum.Enum):
     UNKNOWN = "none of these"
 
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}"  # RFC 9110 section 5.6.2, METHOD_LIMIT
+_TOKEN = rb"[!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,%d}" % METHOD_LIMIT  # RFC 9110 section 5.6.2
 _TARGET = rb"[^\x00-\x20\x7f]+"
 
 # The methods that are seen in the wild: RFC 9110, RFC 5789, WebDAV (RFC 4918, 3253, 5323), QUERY.

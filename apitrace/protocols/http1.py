@@ -4,7 +4,8 @@ Fulfils the contract of decoder.py: bytes in, messages out, `DecodeError` for wh
 is lenient where peers are (headers.py says how) and where strictness would hide a call: a request whose framing is
 faulty is shown, marked, with the 400 that answers it. Bodies are passed on as they come. What is buffered, an
 incomplete head or line and the answers that wait for their request, is bounded by the limits below. When bytes that
-are not HTTP/1 follow messages in one chunk, the messages are returned and the next call raises.
+are not HTTP/1 follow messages in one chunk, the messages are returned and the next call raises. Switched is always the
+last message.
 
 Which answer belongs to which request
 -------------------------------------
@@ -599,9 +600,7 @@ class Http1:
         requests.body = requests.state
         requests.state = PEEK
 
-    def _leave(
-        self, exchange: _Exchange, status: int, upgrade: str | None, at: int, out: list[Message]
-    ) -> None:
+    def _leave(self, exchange: _Exchange, status: int, upgrade: str | None, at: int, out: list[Message]) -> None:
         """The response just read is the last of HTTP/1 on this connection: RFC 9110 sections 7.8 and 9.3.6."""
         protocol = "tunnel"
         if status == 101:
@@ -689,9 +688,7 @@ class Http1:
     def _may_be_early(self) -> bool:
         """Whether an answer, after others were lost, may belong to a request that was lost with them: rule 4."""
         return (
-            self._answers_lost
-            and self._pending[-1].at <= self._lost_at
-            and not (self._last_known or self._pipelines)
+            self._answers_lost and self._pending[-1].at <= self._lost_at and not (self._last_known or self._pipelines)
         )
 
     def _may_leave(self) -> bool:
@@ -770,6 +767,8 @@ class Http1:
         if reader.state == PEEK:  # a body that was not asked for and not sent
             self._end(reader, reader.headed, out)
         self._cut_request(at, (), out)
+        if reader.state == REQUEST:
+            reader.state = IGNORE
         self._whole = False  # an answer that is held waits in vain
 
     def _settle(self, reader: _Reader, at: int, out: list[Message]) -> None:
@@ -914,5 +913,5 @@ def _lack(reader: _Reader) -> str:
     name = _NAMES[reader.side]
     if reader.state == LENGTH:
         return f"{reader.remaining} of the {reader.total} bytes of the {name} body are missing"
-    part = "head" if reader.state in _HEADS else "body"
+    part = "head" if reader.state in {RESPONSE, IGNORE} else "body"
     return f"the end of the {name} {part} is missing"

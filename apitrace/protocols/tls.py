@@ -531,8 +531,6 @@ class _Direction:
         if size < 0:
             _refuse("expected a TLS record")
         self.kind = kind = header[0]
-        if kind != HANDSHAKE:
-            self.message.clear()
         if kind == HANDSHAKE:
             self.guarded |= self.changed
             if self.hello is not None:
@@ -560,7 +558,6 @@ class _Direction:
         except DecodeError:
             if self.whole:
                 raise
-            self.past = True
             self._give_up()
             return
         if hello is not None:

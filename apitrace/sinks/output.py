@@ -9,6 +9,7 @@ been written, and the rest must not be written without it.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,6 +22,14 @@ _HELD_LIMIT = 1 << 20
 """Bytes held before they are written without being asked: a batch of large bodies must not pile up."""
 
 _STANDARD_STREAMS = 3
+
+
+def give_to_caller(descriptor: int) -> None:
+    """Make a new file the property of the user who called sudo, who must read it afterwards (SUDO_UID: sudo(8))."""
+    uid, gid = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    if os.geteuid() == 0 and uid.isdigit() and gid.isdigit():
+        with contextlib.suppress(OSError):  # a file system without owners
+            os.fchown(descriptor, int(uid), int(gid))
 
 
 class Output:

@@ -20,7 +20,7 @@ from apitrace import __version__
 from apitrace.errors import OutputError
 from apitrace.files.recording import FORMAT, MAGIC, SIZE, START, RecordingHeader
 from apitrace.probes.events import EVENT_ABI
-from apitrace.sinks.output import Output
+from apitrace.sinks.output import Output, give_to_caller
 
 _OWNER_ONLY = 0o600
 
@@ -68,6 +68,7 @@ def _open(path: str) -> BinaryIO:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISREG(mode):
             os.fchmod(descriptor, _OWNER_ONLY)
+            give_to_caller(descriptor)
             os.ftruncate(descriptor, 0)
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}"

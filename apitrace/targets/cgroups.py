@@ -48,9 +48,13 @@ def resolve(path: str, *, root: Path = procfs.ROOT) -> Cgroup:
     Such a path may be in several hierarchies. Then it means the first that has processes in it. Raises TargetError.
     """
     hierarchies = _by_preference(root)
-    if not hierarchies:
-        message = f"cannot trace cgroup {path!r}: no cgroup hierarchy is mounted; mount one at /sys/fs/cgroup"
-        raise TargetError(message)
+    problem = None
+    if not path:  # a variable that is not set, most likely: it must not mean the root, which is the whole host
+        problem = "the cgroup's path is empty: name one as /proc/PID/cgroup does"
+    elif not hierarchies:
+        problem = f"cannot trace cgroup {path!r}: no cgroup hierarchy is mounted; mount one at /sys/fs/cgroup"
+    if problem:
+        raise TargetError(problem)
     real = os.path.realpath(path)
     for hierarchy in hierarchies:
         inside = Path(real).is_relative_to(hierarchy.directory)

@@ -124,27 +124,35 @@ def _remove_cgroup(top: Path) -> bool:
     return not top.exists()
 
 
+def _remove_tree(top: Path) -> bool:
+    shutil.rmtree(top, ignore_errors=True)
+    return not top.exists()
+
+
+def _unmount_below(top: Path) -> None:
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if Path(mount).is_relative_to(top):
+            subprocess.run([program("umount"), "--lazy", mount], check=True)
+
+
 @contextlib.contextmanager
 def _place() -> Iterator[_Place]:
     """Give directories and cgroups, and take them away with all that is mounted there.
 
     The directory is not pytest's: the path of a socket has 107 bytes.
     """
-    before = [path for path in map(Path, _LEFT_BEHIND) if path.exists()]
     place = _Place(Path(tempfile.mkdtemp(prefix="apitrace-")), f"/apitrace-{uuid.uuid4().hex[:8]}")
-    try:
-        yield place
-    finally:
-        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-        for mount in reversed(mounts):
-            if Path(mount).is_relative_to(place.directory):
-                subprocess.run([program("umount"), "--lazy", mount], check=True)
-        shutil.rmtree(place.directory)
-        cgroups = [mount / place.cgroup[1:] for mount in _cgroup_mounts()]
-        until(lambda: all(map(_remove_cgroup, cgroups)), f"{place.cgroup} is empty")
+    with contextlib.ExitStack() as cleanup:  # each step is taken, whatever becomes of the others
         for path in map(Path, _LEFT_BEHIND):
-            if path.exists() and path not in before:
-                shutil.rmtree(path)
+            if not path.exists():
+                cleanup.callback(_remove_tree, path)
+        cgroups = [mount / place.cgroup[1:] for mount in _cgroup_mounts()]
+        cleanup.callback(until, lambda: all(map(_remove_cgroup, cgroups)), f"{place.cgroup} is empty")
+        # What conmon starts when a container ends ("podman container cleanup") may still write.
+        cleanup.callback(until, lambda: _remove_tree(place.directory), f"{place.directory} is removed")
+        cleanup.callback(_unmount_below, place.directory)
+        yield place
 
 
 def _answers(path: Path) -> bool:

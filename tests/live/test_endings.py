@@ -25,9 +25,9 @@ def get(server: Program, path: str) -> int:
     """Make one call on a connection of its own; return its status."""
     connection = http.client.HTTPConnection(*server.address)
     connection.request("GET", path, headers={"Connection": "close"})
-    status = connection.getresponse().status
-    connection.close()
-    return status
+    response = connection.getresponse()
+    response.read()
+    return response.status
 
 
 def start(*flags: str, stdout: int | None = None) -> subprocess.Popen[str]:
@@ -165,9 +165,9 @@ def test_a_process_that_does_not_exist_is_exit_status_1() -> None:
         (["-o", "xml", "-a"], 2, "xml"),
         (["-w", "capture.pdf", "-a"], 2, "capture.pdf"),
         ([], 2, "nothing to trace"),
-        (["--"], 2, "no command"),
+        (["--"], 125, "no command"),
         (["--no-such-option"], 2, "--no-such-option"),
-        (["-r", "/no/such/file.apitrace"], 4, "/no/such/file.apitrace"),
+        (["-r", "/no/such/file.apitrace"], 2, "/no/such/file.apitrace"),
         (["-a", "-w", "/no/such/directory/x.jsonl"], 4, "/no/such/directory/x.jsonl"),
         (["-a", "-w", "/no/such/directory/x.apitrace"], 4, "/no/such/directory/x.apitrace"),
     ],

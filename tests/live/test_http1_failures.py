@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.live.calls import address, of_record
-from tests.live.harness import HOOKS, program, until, unused_port
+from tests.live.harness import HOOKS, program, unused_port
 
 if TYPE_CHECKING:
     from tests.live.harness import Lab, Program
@@ -75,7 +74,9 @@ def test_a_client_that_dies_in_the_middle_of_the_answer(lab: Lab, ending: str) -
     [call] = server.calls(1)
     assert received.startswith(b"HTTP/1.1 200 OK")
     assert of_record(record)._replace(response_size=0) == call
-    assert record["response"]["body_size"] % 1000 == 0
+    # A send in the kernel while the reset comes in may be reported after it: then its bytes are a gap.
+    body_size, unknown = record["response"]["body_size"], record["unknown"]
+    assert "response.body_size" in unknown if body_size is None else (body_size % 1000, unknown) == (0, [])
     assert (record["error"]["kind"], record["complete"]) == ("reset", False)
 
 
@@ -125,7 +126,7 @@ def test_a_target_that_exits_loses_nothing_already_captured(lab: Lab) -> None:
         connection.sendall(REQUEST)
         calls = server.calls(1)
         server.kill()
-        capture.wait_shown(1)
-    assert [of_record(record) for record in capture.exchanges] == calls
-    assert json.dumps(capture.exchanges[0]["error"])
-    until(lambda: capture.status == 0, "apitrace has ended")
+        assert capture.wait() == 0
+    [record] = capture.exchanges
+    assert [of_record(record)] == calls
+    assert (record["error"] is not None, record["response"], record["complete"]) == (True, None, False)

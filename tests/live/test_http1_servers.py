@@ -44,7 +44,7 @@ def converse(lab: Lab, server: Program, requests: list[Record], *, connections: 
 
 @pytest.mark.parametrize("connections", [1, 2, 100])
 def test_a_threaded_python_server_with_keep_alive_connections(lab: Lab, connections: int) -> None:
-    converse(lab, lab.origin(), REQUESTS + STATUSES, connections=connections, rounds=1 if connections > 2 else 5)
+    converse(lab, lab.origin(), REQUESTS + STATUSES, connections=connections, rounds=max(1, 10 // connections))
 
 
 def test_repeated_headers_are_joined_and_an_answer_may_end_with_its_connection(lab: Lab) -> None:

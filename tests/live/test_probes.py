@@ -145,7 +145,7 @@ RECEIVERS = [receive_read, receive_recv, receive_readv, receive_recvmsg]
 PAIRS = {"ipv4": tcp_pair, "ipv6": lambda: tcp_pair(socket.AF_INET6), "unix": unix_pair}
 
 
-SIZES = [40, 200, 216, 217, 984, 985, 4056, 4057, 8192, 16344, 16345, 65496, 65497, 100_000, 1 << 20]
+SIZES = [40, 256, 257, 1024, 1025, 2049, 4096, 4097, 8192, 8193, 16_385, 32_768, 32_769, 65_536, 65_537, 1 << 20]
 """Both sides of each size class of the ring buffer's records, a page-size multiple, and the copy limit."""
 
 

@@ -61,7 +61,9 @@ CONVERSATIONS: dict[str, tuple[list[Sent], list[Row]]] = {
     ),
     "chunks each way, with extensions and trailers": (
         [
-            client(b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n6 ; c\r\n world\r\n0\r\nT: 1\r\n\r\n"),
+            client(
+                b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n6 ; c\r\n world\r\n0\r\nT: 1\r\n\r\n"
+            ),
             server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n00000A\r\n0123456789\r\n0;last\r\n\r\n"),
         ],
         [("PUT", "/", b"hello world", 200, b"0123456789")],
@@ -73,7 +75,9 @@ CONVERSATIONS: dict[str, tuple[list[Sent], list[Row]]] = {
     "a list of codings that ends in chunked": (
         [
             client(GET),
-            server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"),
+            server(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+            ),
         ],
         [("GET", "/", b"", 200, b"x")],
     ),
@@ -187,6 +191,14 @@ CONVERSATIONS: dict[str, tuple[list[Sent], list[Row]]] = {
             server(OK),
         ],
         [("PUT", "/", b"hi", 417, b""), ("GET", "/", b"", 200, b"ok")],
+    ),
+    "a final answer in the middle of a body that waited for nothing": (
+        [
+            client(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 19\r\n\r\nG"),
+            server(b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"),
+            client(b"GET / HTTP/1.1\r\n\r\n"),
+        ],
+        [("PUT", "/", b"GGET / HTTP/1.1\r\n\r\n", 500, b"")],
     ),
     "a refused upgrade and a refused tunnel": (
         [
@@ -354,6 +366,7 @@ def test_no_memo_grows_beyond_its_budget() -> None:
         b" GET / HTTP/1.1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n",
         b"A" * 33 + b" / HTTP/1.1\r\n\r\n",
+        b"G@T / HTTP/1.1\r\n\r\n",
     ],
 )
 def test_a_client_that_does_not_speak_http1_is_refused(data: bytes) -> None:
@@ -486,6 +499,26 @@ def test_a_server_that_closes_in_the_middle_fails_the_call(data: bytes, lack: st
     assert decoder.close(10, "closed", "") == []
 
 
+def test_an_upload_ends_with_the_answer_that_the_server_breaks_off() -> None:
+    decoder = Http1()
+    upload = client(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\na")
+    feed(decoder, [upload, server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nb")])
+    assert [type(message) for message in decoder.finish(SERVER, 5)] == [Failed]
+    assert decoder.open_exchanges == 0
+    assert decoder.receive(CLIENT, b"bcd", 6) == decoder.close(7, "closed", "") == []
+
+
+def test_a_body_that_was_refused_and_not_sent_is_no_failure() -> None:
+    for finish in (True, False):
+        decoder = Http1()
+        put = client(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+        feed(decoder, [put, server(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")])
+        assert decoder.open_exchanges == 1
+        messages = decoder.finish(CLIENT, 5) if finish else decoder.close(5, "closed", "")
+        assert messages == [End(1, 0, CLIENT)]
+        assert decoder.open_exchanges == 0
+
+
 def test_a_connection_reset_in_the_middle_of_a_response_fails_the_call_as_told() -> None:
     decoder = Http1()
     messages = feed(decoder, [client(GET), server(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")])
@@ -550,7 +583,9 @@ def test_a_timeout_answer_belongs_to_the_request_that_never_became_whole() -> No
 
 def test_an_answer_that_nobody_asked_for_is_an_orphan_at_the_close() -> None:
     decoder = Http1()
-    messages = feed(decoder, [client(GET), server(OK), server(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")])
+    messages = feed(
+        decoder, [client(GET), server(OK), server(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")]
+    )
     messages += decoder.finish(SERVER, 8)
     assert len(calls(messages)) == 1
     messages += decoder.close(9, "closed", "")
@@ -559,6 +594,30 @@ def test_an_answer_that_nobody_asked_for_is_an_orphan_at_the_close() -> None:
         Half((None, None, "HTTP/1.1", None, None), unknown=http1._ORPHAN_UNKNOWN, ended=True),
         Half((408, "Request Timeout", "HTTP/1.1"), (("connection", "close"),), unknown=("response.body",), ended=True),
     )
+
+
+def test_a_held_answer_that_turns_out_not_to_be_http1_is_refused_when_it_is_read() -> None:
+    held = [server(b"HTTP/1.1 20"), server(b"x OK\r\n\r\n")]
+    for read in (
+        lambda decoder: decoder.gap(CLIENT, None, 5),
+        lambda decoder: decoder.finish(CLIENT, 5),
+        lambda decoder: decoder.receive(CLIENT, GET, 5) and decoder.receive(CLIENT, b"", 6),
+    ):
+        decoder = Http1()
+        assert feed(decoder, held) == []
+        with pytest.raises(DecodeError):
+            read(decoder)
+    decoder = Http1()
+    feed(decoder, held)
+    assert decoder.close(5, "closed", "") == []
+
+
+def test_nothing_is_held_after_the_end_of_what_is_held() -> None:
+    decoder = Http1()
+    feed(decoder, [server(b"HTTP/1.0 200 OK\r\n\r\na")])
+    assert decoder.finish(SERVER, 1) == decoder.gap(SERVER, 5, 2) == decoder.finish(SERVER, 3) == []
+    found = calls(feed(decoder, [client(GET)], 4))
+    assert found[1].response == Half((200, "OK", "HTTP/1.0"), body=b"a", ended=True)
 
 
 # Leaving HTTP/1.
@@ -705,9 +764,7 @@ def test_a_gap_in_a_response_head_keeps_what_is_whole() -> None:
     decoder = Http1()
     feed(decoder, [client(GET), server(b"HTTP/1.1 500 Oh\r\nServer: s\r\nContent-Le")])
     assert decoder.gap(SERVER, 10, 5) == [
-        ResponseHead(
-            1, 1, "HTTP/1.1", 500, "Oh", (("server", "s", "Server"),), ("response.headers", "response.body")
-        ),
+        ResponseHead(1, 1, "HTTP/1.1", 500, "Oh", (("server", "s", "Server"),), ("response.headers", "response.body")),
         Lost(1, 5, SERVER, 10, ("response.body_size", "response.trailers")),
         End(1, 5, SERVER),
     ]
@@ -834,7 +891,14 @@ def test_resynchronising_needs_a_message_at_the_start_of_a_chunk() -> None:
     decoder = Http1()
     feed(decoder, [client(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab")])
     decoder.gap(CLIENT, 100, 1)
-    for noise in (b"see " + GET, b"\r\n\r\n" + GET, b"GET /index.html", b" or so", b"GET / HTTP/2\r\n\r\n", b"x" * 9000):
+    for noise in (
+        b"see " + GET,
+        b"\r\n\r\n" + GET,
+        b"GET /index.html",
+        b" or so",
+        b"GET / HTTP/2\r\n\r\n",
+        b"x" * 9000,
+    ):
         assert decoder.receive(CLIENT, noise, 2) == []
     messages = feed(decoder, byte_by_byte([client(b"GET /real HTTP/1.1\r\n\r\n")]), 3)
     assert messages[0][:5] == (2, 3, "HTTP/1.1", "GET", "/real")
@@ -871,7 +935,12 @@ def test_a_joined_connection_with_an_answer_too_many_pairs_nothing_more() -> Non
     decoder = Http1(joined=True)
     messages = feed(decoder, [client(b"GET /1 HTTP/1.1\r\n\r\n"), server(OK), server(OK), client(GET), server(OK)])
     found = calls(messages)
-    assert [bool(call.request.start[0] and call.response.start) for call in found.values()] == [True, False, False, False]
+    assert [bool(call.request.start[0] and call.response.start) for call in found.values()] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_the_answer_to_an_unseen_head_is_not_given_the_next_answer_as_its_body() -> None:

@@ -149,3 +149,13 @@ def test_a_terminal_is_refused() -> None:
     assert str(caught.value) == f"cannot write {name}: it is a terminal, not a file"
     os.close(follower)
     os.close(leader)
+
+
+def test_a_recording_made_under_sudo_belongs_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "12345")
+    monkeypatch.setenv("SUDO_GID", "23456")
+    path = tmp_path / "x.apitrace"
+    Recorder(str(path), new_header(node_name="n", clock_offset_ns=0, targets="t")).close()
+    owner = (12345, 23456) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
+    assert path.stat().st_mode & 0o777 == 0o600

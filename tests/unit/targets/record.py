@@ -24,6 +24,7 @@ from tests.live.harness import environment
 
 FIXTURES = Path(__file__).with_name("fixtures")
 
+_KERNEL = platform.release().split(".")
 SLEEP = ("/usr/bin/sleep", "infinity")
 
 _FIELDS = ("Id", "Names", "Image", "Labels", "State", "Pid", "PodName")
@@ -34,7 +35,7 @@ class Recording:
 
     def __init__(self, made_from: str, variables: Mapping[str, str]) -> None:
         self._content: dict[str, Any] = {
-            "recorded": f"python -m tests.unit.targets.record: {made_from}, Linux {platform.release()}",
+            "recorded": f"python -m tests.unit.targets.record: {made_from}, Linux {'.'.join(_KERNEL[:2])}",
             "environment": dict(variables),
             "files": {},
             "links": {},
@@ -83,6 +84,14 @@ class Recording:
         reduced = [_reduce(item) for item in said] if isinstance(said, list) else _reduce(said)
         self._content["answers"].setdefault(address.removeprefix("unix:///"), {})[url] = [head.decode(), reduced]
         return said
+
+    def lists(self, address: str, url: str) -> list[str]:
+        """Take the list of all containers, and each alone as by its ID; return the IDs."""
+        ids = [item["Id"] for item in self.answer(address, url)]
+        for id_ in ids:
+            only = quote(json.dumps({"id": [id_]}, separators=(",", ":")))
+            self.answer(address, f"{url}&filters={only}")
+        return ids
 
     def save(self, name: str) -> None:
         (FIXTURES / f"{name}.json").write_text(json.dumps(self._content, indent=1, sort_keys=True) + "\n")
@@ -136,10 +145,8 @@ def _docker(shared: Path) -> None:
         recording = Recording(_version("dockerd"), docker.environment)
         _containers(recording, docker)
         address = docker.environment["DOCKER_HOST"]
-        for item in recording.answer(address, "/containers/json?all=true"):
-            recording.answer(address, f"/containers/{item['Id']}/json")
-            only = quote(json.dumps({"id": [item["Id"]]}, separators=(",", ":")))
-            recording.answer(address, f"/containers/json?all=true&filters={only}")
+        for id_ in recording.lists(address, "/containers/json?all=true"):
+            recording.answer(address, f"/containers/{id_}/json")
         recording.tasks(docker.environment)
         recording.save("docker")
 
@@ -156,7 +163,7 @@ def _podman(shared: Path) -> None:
             recording.configs(configuration.parent.glob("graph/*-containers/*/userdata/config.json"))
             for path in configuration.parent.glob("run/*-containers/*/userdata/pidfile"):
                 recording.file(path)
-            recording.answer(variables["CONTAINER_HOST"], "/v4.0.0/libpod/containers/json?all=true")
+            recording.lists(variables["CONTAINER_HOST"], "/v4.0.0/libpod/containers/json?all=true")
             recording.save("podman")
 
 

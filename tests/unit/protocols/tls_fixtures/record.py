@@ -69,7 +69,7 @@ S_CLIENT = "openssl s_client -connect 127.0.0.1:{port}"
 WWW = S_SERVER + " -www"
 HTTP = (("", REQUEST),)
 QUIT = (("Post-Handshake New Session Ticket", "Q\n"),)
-NGINX = "nginx -c {dir}/nginx.conf -g listen={port}"
+NGINX = "nginx"
 PYTHON_SERVER = "{python} {programs}/server.py {port} {dir}"
 PYTHON_CLIENT = "{python} {programs}/client.py {port}"
 NODE_SERVER = "node {programs}/server.js {port} {dir}"
@@ -346,6 +346,28 @@ SCENARIOS = (
         ("h2",),
         inputs=(("Simple Client Mode", REQUEST),),
     ),
+    Scenario(
+        "go_untrusting",
+        f"VERIFY=1 {GO} client {{port}} d.example -",
+        f"{GO} server {{port}} {{dir}} -",
+        "d.example",
+        finished=False,
+    ),
+    Scenario(
+        "java_untrusting",
+        "VERIFY=1 java {programs}/Client.java {port} e.example h2",
+        NGINX,
+        "e.example",
+        ("h2",),
+        finished=False,
+    ),
+    Scenario(
+        "gnutls_untrusting",
+        "gnutls-cli --sni-hostname=f.example --port={port} 127.0.0.1",
+        GNUTLS_SERVER,
+        "f.example",
+        finished=False,
+    ),
     Scenario("ssl2_hello", "{python} -c {ssl2} {port}", WWW, finished=False),
 )
 
@@ -408,10 +430,10 @@ def arguments(command: str, port: int, folder: Path) -> tuple[list[str], dict[st
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         environment[name] = value
-    if words[0] == "nginx":
+    if words == ["nginx"]:
         config = folder / "nginx.conf"
         config.write_text(NGINX_CONF.format(port=port, dir=folder))
-        words = ["nginx", "-c", str(config)]
+        words += ["-c", str(config)]
     fill = {"port": port, "dir": folder, "python": sys.executable, "programs": PROGRAMS, "chrome": CHROME, "ssl2": SSL2}
     return [word.format(**fill) for word in words], environment
 

@@ -3,15 +3,16 @@ import java.security.cert.X509Certificate;
 import java.util.List;
 import javax.net.ssl.*;
 
-/** One request by JSSE; prints what the session agreed on. Arguments: port, sni, alpn,... */
+/** One request by JSSE; prints what the session agreed on. Arguments: port, sni, alpn,...; with VERIFY=1 it refuses the certificate. */
 public class Client {
     public static void main(String[] args) throws Exception {
         SSLContext context = SSLContext.getInstance("TLS");
-        context.init(null, new TrustManager[] {new X509TrustManager() {
+        TrustManager[] trusting = {new X509TrustManager() {
             public void checkClientTrusted(X509Certificate[] chain, String type) {}
             public void checkServerTrusted(X509Certificate[] chain, String type) {}
             public X509Certificate[] getAcceptedIssuers() { return new X509Certificate[0]; }
-        }}, null);
+        }};
+        context.init(null, System.getenv("VERIFY") == null ? trusting : null, null);
         try (SSLSocket socket = (SSLSocket) context.getSocketFactory().createSocket("127.0.0.1", Integer.parseInt(args[0]))) {
             SSLParameters parameters = socket.getSSLParameters();
             parameters.setServerNames(List.of(new SNIHostName(args[1])));

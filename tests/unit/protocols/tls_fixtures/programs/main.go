@@ -1,4 +1,5 @@
 // One exchange by Go's crypto/tls. Arguments: client PORT SNI ALPN,... or server PORT FOLDER ALPN,...
+// With VERIFY=1 the client checks the certificate, and refuses it.
 // With ECH=1 both ends use Encrypted Client Hello: the key is derived from a constant, the front is front.example.
 package main
 
@@ -33,7 +34,7 @@ func echKey() (private []byte, config []byte) {
 
 func main() {
 	role, port, third := os.Args[1], os.Args[2], os.Args[3]
-	config := &tls.Config{InsecureSkipVerify: true}
+	config := &tls.Config{InsecureSkipVerify: os.Getenv("VERIFY") == ""}
 	if os.Args[4] != "-" {
 		config.NextProtos = strings.Split(os.Args[4], ",")
 	}

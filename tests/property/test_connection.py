@@ -1,0 +1,281 @@
+"""Truths about bytes on their way from events to exchanges: however they are cut, reported, overlapped or lost.
+
+Each call of a conversation carries its number in the request's path and in the response's reason phrase: that is how
+a wrong pair would show. Bodies are made of their number and place, so that a byte in the wrong place would show.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apitrace.probes.events import Chunk, SocketClosed, StateChanged
+from tests.unit.test_connection import CLOSE, ESTABLISHED, FIN_WAIT1, LAST_ACK, SYN_SENT, Capture, Wire, capture
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from apitrace.exchange import Exchange
+    from apitrace.probes.events import Event
+
+
+class Call(NamedTuple):
+    """A request and its answer."""
+
+    number: int
+    request_body: bytes
+    response_body: bytes
+    chunked: bool
+    """The answer's body, in chunks of 7 bytes."""
+
+    @property
+    def path(self) -> str:
+        return f"/{self.number}"
+
+    @property
+    def request(self) -> bytes:
+        length = len(self.request_body)
+        return f"POST {self.path} HTTP/1.1\r\nHost: h.test\r\nContent-Length: {length}\r\n\r\n".encode() + self.request_body
+
+    @property
+    def response_head(self) -> bytes:
+        framing = "Transfer-Encoding: chunked" if self.chunked else f"Content-Length: {len(self.response_body)}"
+        return f"HTTP/1.1 200 {self.number}\r\n{framing}\r\n\r\n".encode()
+
+    @property
+    def response(self) -> bytes:
+        body = self.response_body
+        if self.chunked:
+            pieces = [body[place : place + 7] for place in range(0, len(body), 7)]
+            body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+        return self.response_head + body
+
+
+def content(side: str, number: int, size: int) -> bytes:
+    return b"".join(b"%s%d.%d " % (side.encode(), number, place) for place in range(size))[:size]
+
+
+def make_call(number: int, request_size: int, response_size: int, chunked: bool) -> Call:
+    return Call(number, content("q", number, request_size), content("a", number, response_size), chunked)
+
+
+SIZES = st.sampled_from([0, 1, 5, 30, 100])
+CALLS = st.lists(st.tuples(SIZES, SIZES, st.booleans()), min_size=1, max_size=4).map(
+    lambda sizes: [make_call(number, *each) for number, each in enumerate(sizes, 1)]
+)
+STARTS = st.sampled_from([0, 5_000, 0xFFFF_FFFF, 0xFFFF_FFC0])
+
+
+@st.composite
+def cut(draw: st.DrawFn, data: bytes) -> list[bytes]:
+    """Cut bytes into one to four pieces."""
+    places = draw(st.lists(st.integers(1, max(1, len(data) - 1)), max_size=3))
+    edges = [0, *sorted({place for place in places if place < len(data)}), len(data)]
+    return [data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+
+
+@st.composite
+def conversations(draw: st.DrawFn, *, client: bool | None = None) -> tuple[Wire, list[Event], list[Chunk], list[Call]]:
+    """Return a wire, the events that begin its connection, the chunks of calls made in turns, and the calls."""
+    is_client = draw(st.booleans()) if client is None else client
+    wire = Wire(egress=draw(STARTS), ingress=draw(STARTS))
+    calls = draw(CALLS)
+    begin: list[Event] = [wire.socket(connected=is_client)]
+    if is_client:
+        begin += [wire.state(CLOSE, SYN_SENT, shut=False), wire.state(SYN_SENT, ESTABLISHED, shut=False)]
+    ask, reply = (wire.send, wire.receive) if is_client else (wire.receive, wire.send)
+    chunks = [
+        move(piece)
+        for call in calls
+        for move, data in ((ask, call.request), (reply, call.response))
+        for piece in draw(cut(data))
+    ]
+    return wire, begin, chunks, calls
+
+
+def assert_whole(exchanges: Sequence[Exchange], calls: Sequence[Call]) -> None:
+    """Fail unless these calls were shown, exactly."""
+    assert [outline(exchange) for exchange in exchanges] == [
+        (call.path, call.request_body, str(call.number), call.response_body) for call in calls
+    ]
+    assert all(exchange.complete for exchange in exchanges)
+
+
+def outline(exchange: Exchange) -> tuple[str | None, bytes, str | None, bytes]:
+    response = exchange.response
+    return (
+        exchange.request.path, exchange.request.body, response and response.reason, response.body if response else b"",
+    )  # fmt: skip
+
+
+def assert_true(exchanges: Sequence[Exchange], calls: Sequence[Call]) -> None:
+    """Fail if anything that is shown is not what was said, or is said to be known and is not."""
+    by_path = {call.path: call for call in calls}
+    shown = [exchange.request.path for exchange in exchanges if exchange.request.path is not None]
+    assert len(shown) == len(set(shown))
+    for exchange in exchanges:
+        request, response, unknown = exchange.request, exchange.response, exchange.unknown
+        if exchange.complete:
+            assert_whole([exchange], [by_path[str(request.path)]])
+        if request.path is None:
+            assert "request.path" in unknown
+        else:
+            call = by_path[request.path]
+            assert_body(request.body, request.body_size, call.request_body, exact=is_exact("request", exchange))
+            assert "request.headers" in unknown or [header.name for header in request.headers] == [
+                "host", "content-length",
+            ]  # fmt: skip
+        if response is not None:
+            call = by_path[f"/{response.reason}"]
+            assert request.path in {None, call.path}
+            assert_body(response.body, response.body_size, call.response_body, exact=is_exact("response", exchange))
+    assert len({exchange.id for exchange in exchanges}) == len(exchanges)
+
+
+def is_exact(side: str, exchange: Exchange) -> bool:
+    """Whether the record claims to know the size of this body."""
+    lost = {f"{side}.body_size", f"{side}.headers"}
+    if side == "response":
+        lost.add("request.method")  # whether the answer to an unseen request has a body may stay open
+    return exchange.error is None and not lost & set(exchange.unknown)
+
+
+def assert_body(shown: bytes, size: int, truth: bytes, *, exact: bool) -> None:
+    assert truth.startswith(shown)
+    assert size == len(truth) if exact else size <= len(truth)
+
+
+@settings(max_examples=300)
+@given(conversations(), st.data())
+def test_chunks_in_any_order_give_the_same_exchanges(
+    made: tuple[Wire, list[Event], list[Chunk], list[Call]], data: st.DataObject
+) -> None:
+    """Each is reported at most a few places from where it belongs, within the time that the table waits."""
+    _, begin, chunks, calls = made
+    delays = data.draw(st.lists(st.integers(0, 5), min_size=len(chunks), max_size=len(chunks)))
+    order = sorted(range(len(chunks)), key=lambda index: index + delays[index])
+    times = [chunk.at for chunk in chunks]
+    reported = [chunks[index]._replace(at=at) for index, at in zip(order, times, strict=True)]
+    exchanges = capture([*begin, *reported])
+    assert_whole(exchanges, calls)
+
+
+@settings(max_examples=300)
+@given(conversations(), st.data())
+def test_of_a_conversation_with_chunks_lost_nothing_wrong_is_shown(
+    made: tuple[Wire, list[Event], list[Chunk], list[Call]], data: st.DataObject
+) -> None:
+    wire, begin, chunks, calls = made
+    lost = data.draw(st.sets(st.sampled_from(range(len(chunks))), min_size=1, max_size=2))
+    late = data.draw(st.booleans())
+    whole = Capture()
+    whole.feed(*begin, *(chunk for index, chunk in enumerate(chunks) if index not in lost))
+    if late:  # when it is declared, instead of at the end
+        wire.wait(1_000_000_000)
+        whole.feed(wire.state(ESTABLISHED, FIN_WAIT1))
+    whole.drain(wire.at + 1_000)
+    assert_true(whole.exchanges, calls)
+    assert whole.stats.open == 0
+    assert whole.table._budget.used == 0
+
+
+@settings(max_examples=200)
+@given(conversations(client=False), st.data())
+def test_bytes_of_a_body_of_known_length_that_are_lost_cost_these_bytes_only(
+    made: tuple[Wire, list[Event], list[Chunk], list[Call]], data: st.DataObject
+) -> None:
+    """The lost chunk is cut out of a response body that goes on behind it."""
+    wire, begin, _, calls = made
+    wire.egress, wire.ingress = 5_000, 9_000
+    victim = data.draw(st.sampled_from(calls))
+    size = data.draw(st.integers(1, 40))
+    victim = victim._replace(chunked=False, response_body=content("a", victim.number, size + 10))
+    calls[victim.number - 1] = victim
+    events: list[Event] = [wire.socket()]
+    for call in calls:
+        events.append(wire.receive(call.request))
+        if call is not victim:
+            events.append(wire.send(call.response))
+            continue
+        before = data.draw(st.integers(0, 10))
+        events.append(wire.send(call.response_head + call.response_body[:before]))
+        wire.send(call.response_body[before : before + size])
+        events += [wire.send(rest) for rest in [call.response_body[before + size :]] if rest]
+    events.append(wire.state(ESTABLISHED, FIN_WAIT1))
+    exchanges = capture(events)
+    assert [exchange.lost_bytes for exchange in exchanges] == [size if call is victim else 0 for call in calls]
+    assert_true(exchanges, calls)
+    assert_whole(
+        [exchange for exchange in exchanges if not exchange.lost_bytes], [call for call in calls if call is not victim]
+    )
+    assert begin
+
+
+@settings(max_examples=300)
+@given(conversations(client=False), st.data())
+def test_two_threads_that_read_one_socket_get_nothing_wrong_shown(
+    made: tuple[Wire, list[Event], list[Chunk], list[Call]], data: st.DataObject
+) -> None:
+    """Some neighbours among the chunks received are both reported when the second was read, in either order."""
+    _, begin, chunks, calls = made
+    events: list[Chunk] = []
+    index = 0
+    while index < len(chunks):
+        pair = chunks[index : index + 2]
+        if len(pair) == 2 and not (pair[0].egress or pair[1].egress) and data.draw(st.booleans()):
+            end = pair[1].seq + len(pair[1].data)
+            pair[0] = pair[0]._replace(seq=(end - len(pair[0].data)) & 0xFFFF_FFFF)
+            events += reversed(pair) if data.draw(st.booleans()) else pair
+            index += 2
+        else:
+            events.append(chunks[index])
+            index += 1
+    whole = Capture()
+    whole.feed(*begin, *events)
+    whole.drain(events[-1].at)
+    assert_true(whole.exchanges, calls)
+    assert len(whole.exchanges) >= len(calls) - 1
+
+
+PIECES = st.sampled_from([
+    b"", b"G", b"GET /x HTTP/1.1\r\n\r\n", b"GET /x HTTP/1.1\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+    b"hello", b"HTTP/1.1 200 OK\r\n\r\n", b"\0\0\0", b"\x16\x03\x01\x00\x20\x01" + bytes(31), b"\r\n",
+    b"CONNECT h:1 HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n123",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+])  # fmt: skip
+NONSENSE = st.lists(
+    st.one_of(
+        st.builds(
+            Chunk, st.integers(0, 10**9), st.just(10), st.just(11), st.sampled_from([1, 2]), st.booleans(),
+            st.integers(0, 60) | st.just(0xFFFF_FFF0), PIECES, st.sampled_from([0, 0, 0, 3]), st.booleans(),
+        ),
+        st.builds(
+            StateChanged, st.integers(0, 10**9), st.just(10), st.sampled_from([1, 2]), st.integers(1, 12),
+            st.sampled_from([SYN_SENT, FIN_WAIT1, LAST_ACK, CLOSE, ESTABLISHED]), st.sampled_from([0, 104, 110, 111]),
+            st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.just(0), st.just(80), st.booleans(),
+        ),
+        st.builds(SocketClosed, st.integers(0, 10**9), st.just(10), st.sampled_from([1, 2])),
+        st.builds(lambda at, conn: Wire(conn=conn, at=at, egress=0, ingress=0).socket(), st.integers(0, 10**9),
+                  st.sampled_from([1, 2])),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(NONSENSE)
+def test_no_events_however_senseless_raise_or_leave_anything_open(events: list[Event]) -> None:
+    whole = Capture()
+    for event in events:
+        whole.feed(event)
+        whole.tick(event.at)
+    whole.drain(10**9)
+    stats = whole.stats
+    assert (stats.open, stats.connecting, stats.captured) == (0, 0, len(whole.exchanges))
+    assert min(stats.unknown_connections, stats.tls_connections, stats.http2_connections, stats.unannounced) >= 0
+    assert whole.table._budget.used == 0
+    assert whole.assembler._kept == 0
+    assert whole.table.drain(10**9) == []
+    assert len({exchange.id for exchange in whole.exchanges}) == len(whole.exchanges)
