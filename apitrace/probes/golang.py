@@ -263,8 +263,11 @@ def plan_go(elf: Elf) -> GoTls | None:
         return GoTls(built_by, (), (), "Go before 1.17 passes arguments on the stack")
     if elf.machine != EM_X86_64:
         return GoTls(built_by, (), (), "Go's calling convention of this architecture is not known")
-    planned = tuple(_function(elf, kind, functions) for kind in _METHODS)
-    return GoTls(built_by, planned, tuple(_net_conns(elf, functions)), "")
+    try:
+        planned = tuple(_function(elf, kind, functions) for kind in _METHODS)
+        return GoTls(built_by, planned, tuple(_net_conns(elf, functions)), "")
+    except ElfError as error:
+        return GoTls(built_by, (), (), str(error))
 
 
 def _function(elf: Elf, kind: Kind, functions: dict[str, tuple[int, int]]) -> GoFunction:
@@ -303,7 +306,7 @@ def _site(function: Function, call: _Call, address: int) -> GoSite | None:
     returned: State = {"rsp": state["rsp"], "rax": 0}
     instruction, reached = function.next_emulated(following, returned) or (None, {})
     after = function.place(instruction.address, reached, 1) if instruction else None
-    after = after or function.place(following, returned, 1, "the result is used up before the next emulated instruction")
+    after = after or function.place(following, returned, 1, "the result is used up before an emulated instruction")
     return None if after is None else GoSite(call.kind, at, conn, buffer, length, after, after.arguments[0])
 
 

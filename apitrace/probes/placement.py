@@ -446,20 +446,22 @@ class Function:
         state, reason = _initial(self.arguments), "its first instructions are not code that is known"
         for instruction in self.straight_line(self.start):
             address = instruction.address
-            if address != self.start and (address in self.targets or self.switches):
-                reason = "a branch may land before the first emulated instruction"
+            is_emulated = emulated(bytes(instruction.bytes))
+            # A jump through a table may land anywhere, but not on a push of the prologue: it comes after the prologue.
+            switched = self.switches and is_emulated and instruction.mnemonic != "push"
+            if address != self.start and (address in self.targets or switched):
+                reason = "a branch may land before the first emulated instruction, or on it"
                 break
             if unmoved and state.get("rsp") != ("stack", 0):
                 reason = "the stack pointer moves before the first emulated instruction"
                 break
-            if emulated(bytes(instruction.bytes)):
+            if is_emulated:
                 placement = self.place(address, state, count)
                 if placement is not None:
                     return placement
                 reason = "the arguments are gone before the first emulated instruction"
                 break
             reason = "the kernel emulates none of its first instructions"
-            # An endbr64 is no place that a branch would skip.
             _step(state, instruction, self._preserved)
         return plain_entry(self.elf, self.start, self.arguments[:count], reason, self.instructions.get(self.start))
 
@@ -593,10 +595,8 @@ def _point(elf: Elf, name: str, address: int, function: Function | None, signatu
         entry = function.entry(signature.arguments)
         returns = function.returns() if signature.returns else None
     else:
-        registers = ARGUMENTS.get(elf.machine, ())[: signature.arguments]
-        known = elf.machine == EM_X86_64
-        reason = "its code cannot be read" if known else "no placement for this architecture"
-        entry = plain_entry(elf, address, registers, reason)
+        reason = "its code cannot be read" if elf.machine == EM_X86_64 else "no placement for this architecture"
+        entry = plain_entry(elf, address, ARGUMENTS[elf.machine][: signature.arguments], reason)
         returns = entry._replace(arguments=()) if signature.returns else None
     at = entry.arguments
     optional = (signature.buffer, signature.length, signature.count_pointer)
@@ -670,6 +670,9 @@ def _family(elf: Elf, names: tuple[str, ...], functions: Mapping[str, tuple[int,
 
 
 def _plan(elf: Elf, families: Iterable[tuple[str, ...]]) -> list[ProbePoint]:
+    if elf.machine not in ARGUMENTS:
+        message = "the calling convention of this architecture is not known"
+        raise ElfError(message)
     families = tuple(families)
     symbols = elf.symbols(name for names in families for name in names)
     functions = {name: (s.address, s.size) for name, s in symbols.items() if elf.is_code(s.address)}

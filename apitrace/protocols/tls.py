@@ -13,7 +13,7 @@ Invariants
   ALPN that the server chose, and that one protocol was offered does not mean that it was taken.
 * `sni` is what the ClientHello says in the clear. With Encrypted Client Hello (RFC 9849) that may be the name of the
   provider's front and not of the origin; `ech` tells. Browsers send a decoy that looks the same (GREASE).
-* Bytes kept: an unfinished hello of at most HELLO_LIMIT, or a record in doubt after a loss, and nothing once settled.
+* Of each direction no more is kept than an unfinished hello of at most HELLO_LIMIT or, after a loss, a record in doubt.
 
 After a loss
 ------------
@@ -230,7 +230,7 @@ class TlsObserver:
         self._refusal: str | None = None
 
     def receive(self, side: Side, data: bytes, at: int) -> None:
-        """Take the next bytes that `side` sent, seen at `at`. Raises DecodeError; the properties stay as they are."""
+        """Take the next bytes that `side` sent, seen at `at`. Raises DecodeError; what was learnt stays."""
         if self._refusal is not None:
             raise DecodeError(self._refusal)
         direction = self._directions[side]
@@ -311,13 +311,30 @@ class TlsObserver:
         In TLS 1.3 the client's is recognised by its size, which a padded alert could feign, and not at all if the
         client offered early data; and a server may still refuse the client's certificate after it.
         """
-        return self._finished()
+        client_side = self.client
+        if client_side is None:
+            return False if all(direction.whole for direction in self._directions) else None
+        client, server = self._directions[client_side], self._directions[1 - client_side]
+        hello = self._client_hello
+        if self.version == TLS13:
+            if hello is None or hello.early_data:
+                return None
+            over = client.largest >= LEAST_FINISHED
+        else:
+            # A server sends nothing before it has checked the client's Finished; a client may (False Start, RFC 7918).
+            over = self.version is not None and (server.largest > 0 or (client.guarded and server.guarded))
+        if over:
+            return True
+        return False if client.whole and server.whole else None
 
     @property
     def settled(self) -> bool:
-        """Whether everything but `traffic` is as it will stay, so that what follows may be passed to `gap`."""
+        """Whether everything but `traffic` is as it will stay, so that what follows may be passed to `gap`.
+
+        Where `finished` is None it is given as soon as no hello can follow, and an alert after that may be missed.
+        """
         first, second = self._directions
-        if first.done and second.done and self._finished() is not False:
+        if first.done and second.done and self.finished is not False:
             return True
         return (first.aborted and second.done) or (second.aborted and first.done)
 
@@ -353,23 +370,6 @@ class TlsObserver:
             if isinstance(direction.hello, ServerHello):
                 return direction.hello
         return None
-
-    def _finished(self) -> bool | None:
-        client_side = self.client
-        if client_side is None:
-            return False if all(direction.whole for direction in self._directions) else None
-        client, server = self._directions[client_side], self._directions[1 - client_side]
-        hello = self._client_hello
-        if self.version == TLS13:
-            if hello is None or hello.early_data:
-                return None
-            over = client.largest >= LEAST_FINISHED
-        else:
-            # A server sends nothing before it has checked the client's Finished; a client may (False Start, RFC 7918).
-            over = self.version is not None and (server.largest > 0 or (client.guarded and server.guarded))
-        if over:
-            return True
-        return False if client.whole and server.whole else None
 
 
 class _Direction:

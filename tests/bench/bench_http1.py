@@ -68,7 +68,7 @@ CASES = {
 
 
 def rate(pairs: Iterator[Pair], seconds: float) -> float:
-    """Return the exchanges a second that one decoder takes, in batches small enough to be in the cache, as events are."""
+    """Return the exchanges a second that one decoder takes, in batches that fit the CPU's cache, as new events do."""
     decoder = Http1()
     receive = decoder.receive
     count, spent = 0, 0.0

@@ -585,15 +585,16 @@ def test_a_body_read_by_two_threads_has_its_size_but_no_content(swapped: bool) -
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_head_and_its_body_read_by_two_threads_can_only_be_in_one_order(swapped: bool) -> None:
+def test_a_head_read_by_two_threads_is_not_shown_in_a_guessed_order(swapped: bool) -> None:
     wire, whole = Wire(), Capture()
     request = post(b"body of the request")
     whole.feed(wire.socket(), wire.receive(GET), wire.send(OK))
     chunks = both_claim_the_end(wire, request[:-19], request[-19:])
     whole.feed(*(reversed(chunks) if swapped else chunks))
-    [exchange] = whole.feed(wire.send(OK))
-    assert outline(exchange) == ("/p", 200, 2, 0, (), None)
-    assert exchange.request.body == b"body of the request"
+    [orphan] = whole.feed(wire.send(answer(b"both")))
+    assert outline(orphan)[:3] == (None, 200, 4)
+    assert "request.path" in orphan.unknown
+    assert outlines(whole.feed(wire.receive(GET), wire.send(OK))) == [WHOLE]
 
 
 def test_two_whole_requests_read_by_two_threads_are_not_shown_in_a_guessed_order() -> None:
@@ -733,7 +734,7 @@ def test_a_connection_whose_beginning_was_lost_has_no_addresses_and_is_shown_nev
     assert outline(exchange) == WHOLE
     assert (exchange.source, exchange.destination) == (type(exchange.source)(), type(exchange.source)())
     assert (exchange.connection.family, exchange.connection.address_source) == (None, "unknown")
-    assert (exchange.connection.id, whole.stats.unannounced) == ("0-40", 1)
+    assert (exchange.connection.id, whole.stats.unannounced) == ("0-40-7d0", 1)
 
 
 def test_addresses_that_are_told_late_hold_from_then_on() -> None:
@@ -741,8 +742,8 @@ def test_addresses_that_are_told_late_hold_from_then_on() -> None:
     whole.feed(wire.receive(GET), wire.send(OK), wire.socket(), wire.receive(GET), wire.send(OK))
     first, second = whole.exchanges
     assert (first.source.ip, second.source.ip) == (None, "10.0.0.2")
-    assert (first.connection.id, second.connection.id) == ("0-40", "777-40")
-    assert (first.id, second.id, whole.stats.unannounced) == ("0-40-1", "777-40-2", 0)
+    assert (first.connection.id, second.connection.id) == ("0-40-7d0", "777-40")
+    assert (first.id, second.id, whole.stats.unannounced) == ("0-40-7d0-1", "777-40-2", 0)
 
 
 # -- ends ----------------------------------------------------------------------------------------------------------
@@ -1071,6 +1072,15 @@ def test_the_connections_silent_longest_make_room_for_new_ones(monkeypatch: pyte
     assert evicted.connection.id == "777-80"
     assert evicted.error == Failure("closed", "no longer followed: more than 2 connections are open")
     assert (whole.stats.evicted, whole.stats.connections) == (1, 3)
+
+
+def test_a_connect_given_up_to_make_room_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS_LIMIT", 1)
+    whole, wire = Capture(), Wire()
+    whole.feed(*connecting(wire))
+    [exchange] = whole.feed(Wire(conn=128, at=wire.at).socket())
+    assert (exchange.protocol, exchange.error and exchange.error.kind) == ("TCP", "closed")
+    assert whole.stats.connecting == 0
 
 
 def test_the_kernels_counters_are_kept() -> None:

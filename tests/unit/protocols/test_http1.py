@@ -62,7 +62,8 @@ CONVERSATIONS: dict[str, tuple[list[Sent], list[Row]]] = {
     "chunks each way, with extensions and trailers": (
         [
             client(
-                b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n6 ; c\r\n world\r\n0\r\nT: 1\r\n\r\n"
+                b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"5;a=b\r\nhello\r\n6 ; c\r\n world\r\n0\r\nT: 1\r\n\r\n"
             ),
             server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n00000A\r\n0123456789\r\n0;last\r\n\r\n"),
         ],
@@ -104,7 +105,10 @@ CONVERSATIONS: dict[str, tuple[list[Sent], list[Row]]] = {
         [("POST", "/", b"hi", 200, b"ok")],
     ),
     "a bare LF ends the head, and CRLF CRLF comes later": (
-        [client(b"POST / HTTP/1.1\nContent-Length: 4\n\n\r\n\r\n"), server(OK)],
+        [
+            client(b"POST / HTTP/1.1\nContent-Length: 4\n\n\r\n\r\n"),
+            server(b"HTTP/1.1 200 OK\nContent-Length: 2\r\n\r\nok"),
+        ],
         [("POST", "/", b"\r\n\r\n", 200, b"ok")],
     ),
     "empty lines between messages": (
@@ -626,9 +630,9 @@ def test_nothing_is_held_after_the_end_of_what_is_held() -> None:
 @pytest.mark.parametrize(
     ("ask", "answer", "protocol"),
     [
-        (b"GET /ws HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n", b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", "websocket"),
+        (b"GET / HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n", b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", "websocket"),
         (b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n", "h2c"),
-        (b"POST /attach HTTP/1.1\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 101 U\r\nUpgrade: tcp\r\n\r\n", "tcp"),
+        (b"POST / HTTP/1.1\r\nUpgrade: a\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 101 U\r\nUpgrade: tcp\r\n\r\n", "tcp"),
         (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n", "unknown"),
         (b"CONNECT h:443 HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 Connected\r\nContent-Length: 5\r\n\r\n", "tunnel"),
     ],
@@ -864,9 +868,9 @@ def test_a_client_that_takes_turns_again_is_trusted_again() -> None:
     messages = feed(decoder, [client(GET), client(b"GET /next HTTP/1.1\r\n\r\n")], 50)
     messages += decoder.gap(SERVER, 40, 60)
     assert decoder.receive(SERVER, OK, 61) == []
-    stream = messages[-1].stream
+    last = messages[-1].stream
     assert [message[:2] for message in decoder.receive(CLIENT, GET, 62)] == [
-        (stream - 1, 61), (stream - 1, 61), (stream, 61), (stream, 61), (stream, 61), (stream + 1, 62), (stream + 1, 62),
+        (last - 1, 61), (last - 1, 61), (last, 61), (last, 61), (last, 61), (last + 1, 62), (last + 1, 62),
     ]  # fmt: skip
 
 
@@ -921,6 +925,16 @@ def test_an_answer_to_a_request_before_the_join_is_an_orphan() -> None:
     found = calls(feed(Http1(joined=True), [server(OK), client(GET), server(NO_CONTENT)]))
     assert [(call.request.start[0], call.response.start[0]) for call in found.values()] == [(None, 200), ("GET", 204)]
     assert found[1].response.body == b"ok"
+
+
+def test_an_orphan_that_began_after_the_request_did_was_its_answer() -> None:
+    decoder = Http1(joined=True)
+    messages = feed(decoder, [client(b"GET / HTTP/1.1\r\nHo"), server(OK), client(b"st: h\r\n\r\n"), server(NO_CONTENT)])
+    found = calls(messages)
+    assert [(call.request.start[0], call.response.start[:1]) for call in found.values()] == [
+        (None, (200,)), ("GET", ()), (None, (204,)),
+    ]  # fmt: skip
+    assert found[2].response == Half(unknown=("response",), ended=True)
 
 
 def test_a_joined_connection_that_has_taken_turns_holds_an_early_answer_again() -> None:
