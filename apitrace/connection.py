@@ -307,7 +307,7 @@ class Stream:
 
     def end_at(self, position: int, at: int) -> None:
         """Take notice that the direction ends at this position."""
-        self._forgive_fin()
+        self._forgive_fin(position)
         if self._end is None and not self.ended:
             self._end = (position, at)
         self._note(at)
@@ -325,7 +325,8 @@ class Stream:
 
         `position`: behind the last byte that was ever moved, if known. `fin`: the direction was ended in order.
         """
-        self._forgive_fin()
+        if position is not None:
+            self._forgive_fin(position)
         self.give_up()
         if position is not None:
             self._up_to(position, at)
@@ -368,20 +369,20 @@ class Stream:
             self.expected = position
 
     def _short_of(self, position: int) -> int:
-        """Return how many bytes are missing up to a position near the end.
+        """Return how many bytes are missing up to a position."""
+        return 0 if self.expected is None else max(0, ahead(position, self.expected))
 
-        A read that took the last data and the FIN behind them leaves the position one high (tcp_recvmsg_locked,
-        found_fin_ok): one byte of ingress is none.
+    def _forgive_fin(self, end: int) -> None:
+        """Let go of a chunk that waits for one byte and claims to end one byte behind the direction's end.
+
+        A read that takes the last data and the FIN behind them leaves the position one high (tcp_recvmsg_locked,
+        found_fin_ok): so the chunk was in its place.
         """
-        missing = 0 if self.expected is None else ahead(position, self.expected)
-        return 0 if missing <= (not self.egress) else missing
-
-    def _forgive_fin(self) -> None:
-        """Let go of the chunk that waits for one byte: the direction ends behind it, so the byte is the FIN."""
-        if self._waits_for_fin():
+        if self._waits_for_fin() and ahead(_end(self._held[0]), end) == 1:
             self._put(self._held.pop())
 
     def _waits_for_fin(self) -> bool:
+        """Whether what waits may have been in its place, which the direction's end will tell, or more data."""
         held, expected = self._held, self.expected
         return len(held) == 1 and not self.egress and expected is not None and ahead(held[0].seq, expected) == 1
 

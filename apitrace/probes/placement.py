@@ -449,7 +449,7 @@ class Function:
             is_emulated = emulated(bytes(instruction.bytes))
             # A jump through a table may land anywhere, but not on a push of the prologue: it comes after the prologue.
             switched = self.switches and is_emulated and instruction.mnemonic != "push"
-            if address != self.start and (address in self.targets or switched):
+            if address != self.start and (switched or self._branch_lands(self.start + 1, address)):
                 reason = "a branch may land before the first emulated instruction, or on it"
                 break
             if unmoved and state.get("rsp") != ("stack", 0):
@@ -465,6 +465,9 @@ class Function:
             _step(state, instruction, self._preserved)
         return plain_entry(self.elf, self.start, self.arguments[:count], reason, self.instructions.get(self.start))
 
+    def _branch_lands(self, first: int, last: int) -> bool:
+        return any(first <= target <= last for target in self.targets)
+
     def straight_line(self, address: int) -> Iterator[Any]:
         """Yield the instructions from one on, up to and with the first that does not always go on to the next."""
         while instruction := self.instructions.get(address):
@@ -477,7 +480,7 @@ class Function:
         """Return the first emulated instruction from `address` on, if reached from there only, and the state there."""
         state = dict(state)
         for instruction in self.straight_line(address):
-            if instruction.address in self.targets or self.switches:
+            if self.switches or self._branch_lands(address, instruction.address):
                 return None
             if emulated(bytes(instruction.bytes)):
                 return instruction, state

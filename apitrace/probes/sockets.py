@@ -243,10 +243,20 @@ class LiveSource:
         if kind in (events.STATE, events.FORK):  # says nothing that needs a name
             return
         self._known.add(raw_pid)
-        described = self._describe(pid)
+        described = self._describe(pid) or self._described_by(record, kind)
         at = events.HEAD.unpack_from(record)[6]
         if described is not None:
             out.append(events.encode_process(events.ProcessSeen(at, pid, *described)))
+
+    def _described_by(self, record: bytes, kind: int) -> tuple[str, str | None, Container | None] | None:
+        """Say what an event tells of a process that is gone already, if its container is known all the same."""
+        container = self._targets.container
+        event = events.decode(record) if container is not None and kind in (events.EXEC, events.SOCKET) else None
+        if isinstance(event, events.Executed):
+            return event.comm, event.filename if event.filename.startswith("/") else None, container
+        if isinstance(event, events.SocketSeen):
+            return event.comm, None, container
+        return None
 
     def now(self) -> int:
         """Return the present time on the events' clock (CLOCK_MONOTONIC)."""

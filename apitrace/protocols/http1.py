@@ -21,8 +21,8 @@ wrong pair. Where it cannot tell, a request ends with "response" among its unkno
 3. A longer gap in the *requests* may hide any number of them. The responses are whole, so the answers to the requests
    before the gap are still counted. After those, an answer that arrives while no request waits is an orphan at once.
    If one request waits, and the answer began after it, and the client takes turns (5), then they belong together:
-   whatever was asked in the gap had been answered before that request began. (If its head was still incomplete when
-   an orphan began, the orphan was its answer.) Joining a connection in the middle is such a gap before its first request.
+   whatever was asked in the gap had been answered before that request began. (An orphan that began while its head
+   was incomplete was its answer.) Joining a connection in the middle is such a gap before its first request.
 4. A longer gap in the *responses* may hide any number of them. If the client takes turns, only its last request can
    still wait for an answer, so the next answer belongs to that one, and the answers to those before it are lost. But
    the last request that was seen is the last only if none was lost with the answers, and a gap becomes known with the

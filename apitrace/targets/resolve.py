@@ -53,6 +53,7 @@ class _Targets:
     pids: list[int] = field(default_factory=list)
     cgroups: list[Cgroup] = field(default_factory=list)
     comms: list[str] = field(default_factory=list)
+    containers: list[Container] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
 
@@ -91,6 +92,7 @@ class Resolver:
                 self._add_container(targets, name, found)
             for name in dict.fromkeys(pods):
                 self._add_pod(targets, name, found)
+        only_containers = bool(containers) and not (pids or comms or cgroups or pods or everything)
         if everything:
             targets.said.insert(0, "every process of this host")
         return TargetSet(
@@ -98,6 +100,7 @@ class Resolver:
             cgroups=tuple(dict.fromkeys(targets.cgroups)),
             comms=tuple(dict.fromkeys(targets.comms)),
             everything=everything,
+            container=targets.containers[0] if only_containers and len(targets.containers) == 1 else None,
             follow=follow,
             description=_and(targets.said),
         )
@@ -169,6 +172,7 @@ class Resolver:
             message = f"container {_call(found.container)} is not running ({_seen(found.state)}): start it first"
             raise TargetError(message)
         alone = self._enter(targets, found, pod=False)
+        targets.containers.append(found.container)
         targets.said.append(f"container {_call(found.container)}{alone}")
 
     def _one(self, name: str, known: Sequence[Found]) -> Found:

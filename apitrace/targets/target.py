@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apitrace.exchange import Container
+
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
@@ -32,5 +34,7 @@ class TargetSet:
     """At most 15 bytes each, as the kernel keeps them."""
     everything: bool = False
     follow: bool = True
+    container: Container | None = None
+    """The one container that every target runs in, if there is such a one."""
     description: str = ""
     """For the banner: "pid 4121 (nginx)", "container web (3f2a9c01d2aa, docker)"."""

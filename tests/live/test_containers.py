@@ -101,6 +101,25 @@ def test_what_is_run_in_the_container_later_is_shown(lab: Lab, engine: Engine) -
         engine.remove(name)
 
 
+def test_processes_that_end_at_once_are_shown_with_their_container(lab: Lab, engine: Engine) -> None:
+    """bash sends one request itself: the process is gone before apitrace could look it up."""
+    name, server = f"web-{uuid.uuid4().hex[:6]}", lab.origin()
+    port = server.address[1]
+    request = f"exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /bytes/1 HTTP/1.0\\r\\n\\r\\n' >&3; read -r -u 3 line"
+    engine.run(name, "/bin/sleep", "600")
+    try:
+        with lab.trace("--container", name) as capture:
+            for _ in range(5):
+                engine.exec(name, "/bin/bash", "-c", request)
+            capture.wait_shown(5)
+        ends = [(record["process"]["comm"], record["process"]["container"]["name"]) for record in capture.exchanges]
+        assert ends == [("bash", name)] * 5
+        assert [record["request"]["path"] for record in capture.exchanges] == ["/bytes/1"] * 5
+        assert [record["response"]["status_code"] for record in capture.exchanges] == [200] * 5
+    finally:
+        engine.remove(name)
+
+
 def test_a_container_that_is_not_there_is_one_clear_line_with_the_nearest_name(lab: Lab, engine: Engine) -> None:
     name = f"twin-{uuid.uuid4().hex[:6]}"
     engine.run(name, "/bin/sleep", "600")

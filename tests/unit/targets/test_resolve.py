@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from apitrace.errors import TargetError
+from apitrace.exchange import Container
 from apitrace.probes import procfs
 from apitrace.targets.containers import Containers
 from apitrace.targets.resolve import Resolver
@@ -144,20 +145,22 @@ def test_what_is_no_cgroup_is_refused(host: Host) -> None:
 # -- containers --------------------------------------------------------------------------------------------------------
 
 
-def recorded(host: Host, name: str) -> tuple[str, str]:
-    """The ID of a recorded container, and its v2 cgroup's path."""
+def recorded(host: Host, name: str) -> tuple[Container, str]:
+    """A recorded container, and its v2 cgroup's path."""
     found = Containers(root=host.root, environment=host.environment).all()
-    (id_,) = (one.container.id for one in found if one.container.name == name)
+    (container,) = (one.container for one in found if one.container.name == name)
     paths = {place.path for pid in procfs.pids(root=host.root) for place in procfs.cgroups(pid, root=host.root)}
-    return id_, next(path for path in paths if id_ in path)
+    return container, next(path for path in paths if container.id in path)
 
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
 def test_a_container_is_found_by_name_id_and_the_ids_beginning(host: Host, runtime: str) -> None:
     host.load(runtime)
-    id_, path = recorded(host, "web")
+    web, path = recorded(host, "web")
+    id_ = web.id
     expected = TargetSet(
         cgroups=(cgroup(host, f"sys/fs/cgroup/unified{path}"),),
+        container=web,
         description=f"container web ({id_[:12]}, pod cart-0, {runtime})",
     )
     resolver = on(host)
@@ -172,6 +175,13 @@ def test_containers_add_up(host: Host) -> None:
     places = [recorded(host, name)[1] for name in ("web-2", "web")]
     targets = on(host).resolve(containers=("web-2", "web", "web-2"))
     assert targets.cgroups == tuple(cgroup(host, f"sys/fs/cgroup/unified{path}") for path in places)
+    assert targets.container is None
+
+
+def test_with_other_targets_beside_it_a_container_is_not_the_only_one(host: Host) -> None:
+    host.load("docker")
+    assert on(host).resolve(containers=("web",), comms=("sh",)).container is None
+    assert on(host).resolve(containers=("web",), everything=True).container is None
 
 
 def test_a_container_that_is_stopped_is_refused(host: Host) -> None:
@@ -264,6 +274,7 @@ def test_a_container_without_a_cgroup_of_its_own_is_traced_by_its_pid_namespace(
     host.link("proc/self/ns/pid", "pid:[2]")
     assert on(host).resolve(containers=("web",)) == TargetSet(
         pids=(100, 105, 103),
+        container=Container(id=A, name="web", runtime="docker"),
         description="container web (aaaaaaaaaaaa, docker), which has no cgroup of its own: "
         "what is exec'd into it later is not seen",
     )
