@@ -43,6 +43,7 @@ struct conn {
 	u8 counted;
 	u8 connected;
 	u8 announced; /* the socket event has reached the ring buffer */
+	u8 closed;    /* TCP has closed; a call that was under way may yet be reported */
 };
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);

@@ -324,8 +324,8 @@ int io(struct bpf_raw_tracepoint_args *ctx)
 	if (moved < 0 || (moved == 0 && egress) || (flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE)))
 		return 0;
 	struct conn *conn = conns.lookup(&sk);
-	/* TCP's end is seen, so its entry is this socket's; an AF_UNIX entry may be of a socket that lay here before. */
-	if (conn && conn->family == AF_UNIX && conn->inode != read_inode(sk))
+	/* Until TCP closes, an entry is this socket's; then, as with AF_UNIX, it may be of a socket that lay here before. */
+	if (conn && (conn->closed || conn->family == AF_UNIX) && conn->inode != read_inode(sk))
 		conn = NULL;
 	if (!conn)
 		conn = admit(sk, false);
@@ -546,8 +546,12 @@ int on_tcp_state(struct bpf_raw_tracepoint_args *ctx)
 			lost(0);
 		}
 	}
-	if (new_state == TCP_CLOSE)
-		conns.delete(&sk);
+	/* A send that meets a reset is reported after the close. So the entry stays while a descriptor does. */
+	if (new_state == TCP_CLOSE) {
+		conn->closed = 1;
+		if (!read_pointer(sk, OFF_sock_sk_socket))
+			conns.delete(&sk);
+	}
 	return 0;
 }
 

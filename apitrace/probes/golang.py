@@ -159,13 +159,13 @@ class FunctionTable:
             words, self._entry_size, self._name_at = _LAYOUTS[struct.unpack_from("<I", data)[0]]
             self._count = min(struct.unpack_from("<Q", data, 8)[0], _MOST_FUNCTIONS)
             names, units, _, _, functions = struct.unpack_from("<5Q", data, 8 + 8 * words)
+            self._names = data[names:units]
+            self._functions = data[functions:]
+            self._functions_at = base + functions
+            self._text = None if self._entry_size == 16 else self._text_start(base, base + names)
         except struct.error as error:
             message = "a Go function table that is cut short"
             raise ElfError(message) from error
-        self._names = data[names:units]
-        self._functions = data[functions:]
-        self._functions_at = base + functions
-        self._text = None if self._entry_size == 16 else self._text_start(base, base + names)
 
     def _find(self) -> tuple[Section, int]:
         for name in _TABLE_SECTIONS:

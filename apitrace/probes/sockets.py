@@ -173,7 +173,7 @@ class LiveSource:
         for cgroup in self._targets.cgroups:
             kernel.update("cgroups", struct.pack("=QQ", cgroup.inode, cgroup.hierarchy), _YES)
         for comm in self._targets.comms:
-            kernel.update("comms", comm.encode()[:15].ljust(16, b"\0"), _YES)
+            kernel.update("comms", os.fsencode(comm)[:15].ljust(16, b"\0"), _YES)
         for port in self._narrowing.ports:
             kernel.update("ports", struct.pack("=H", port), _YES)
         for host in self._narrowing.hosts:
@@ -195,7 +195,12 @@ class LiveSource:
     def has_targets(self) -> bool:
         """Whether a target is alive, or may yet appear."""
         targets = self._targets
-        return bool(targets.everything or targets.cgroups or targets.comms or self.target_pids())
+        return bool(
+            targets.everything
+            or targets.comms
+            or any(Path(cgroup.path).exists() for cgroup in targets.cgroups)
+            or self.target_pids()
+        )
 
     def _watch_closes(self) -> None:
         if not self._closes_watched:

@@ -1,8 +1,9 @@
 """Container runtimes of a test's own: Docker, Podman, and containerd's CRI as kubelet uses it.
 
-Each is a context manager that starts its daemons with directories, sockets and cgroups of their own, and leaves nothing
-behind: no process, mount, cgroup or file. The system's own runtimes, if it has any, are neither used nor seen.
-`environment` leads other programs to them, by the variables that docker, podman and ctr go by.
+Each is a context manager that starts its daemons with directories, sockets and cgroups of their own, and ends with no
+process, mount, cgroup or file of theirs left, but for what they keep in fixed places (/run/containerd/s, Podman's cache
+in /var/lib/containers, Docker's key in /etc/docker). So several can run at a time, and beside the system's own.
+`environment` leads other programs to them, by the variables that docker, podman and ctr heed.
 
 The image holds hardly more than links and directories: a container gets the host's /usr and this checkout, read-only,
 and the directory `shared`, all at the same paths; so what runs on the host runs in it. Nothing is downloaded.
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -96,11 +98,6 @@ def _image() -> bytes:
 
 # -- what all runtimes need -------------------------------------------------------------------------------------------
 
-_LEFT_BEHIND = (
-    "/etc/docker", "/opt/containerd", "/run/containerd", "/run/libpod", "/run/podman", "/var/lib/containers",
-)  # fmt: skip
-"""What the runtimes make outside the directories that they are given; removed if it was not there before."""
-
 
 @dataclass(frozen=True)
 class _Place:
@@ -129,6 +126,19 @@ def _remove_tree(top: Path) -> bool:
     return not top.exists()
 
 
+def _kill_leftovers(place: _Place) -> None:
+    """Kill what a runtime that failed has left: containers, by their cgroup; shims and monitors, by their arguments."""
+    lists = (path for mount in _cgroup_mounts() for path in (mount / place.cgroup[1:]).glob("**/cgroup.procs"))
+    pids = {pid for path in lists for pid in path.read_text().split()}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and f"{place.directory}/".encode() in (entry / "cmdline").read_bytes():
+                pids.add(entry.name)
+    for pid in pids - {"0"}:  # 0 is a process of another PID namespace; to kill(2) it would be our own group
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
 def _unmount_below(top: Path) -> None:
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in reversed(mounts):
@@ -144,14 +154,12 @@ def _place() -> Iterator[_Place]:
     """
     place = _Place(Path(tempfile.mkdtemp(prefix="apitrace-")), f"/apitrace-{uuid.uuid4().hex[:8]}")
     with contextlib.ExitStack() as cleanup:  # each step is taken, whatever becomes of the others
-        for path in map(Path, _LEFT_BEHIND):
-            if not path.exists():
-                cleanup.callback(_remove_tree, path)
         cgroups = [mount / place.cgroup[1:] for mount in _cgroup_mounts()]
         cleanup.callback(until, lambda: all(map(_remove_cgroup, cgroups)), f"{place.cgroup} is empty")
         # What conmon starts when a container ends ("podman container cleanup") may still write.
         cleanup.callback(until, lambda: _remove_tree(place.directory), f"{place.directory} is removed")
         cleanup.callback(_unmount_below, place.directory)
+        cleanup.callback(_kill_leftovers, place)
         yield place
 
 
@@ -199,6 +207,10 @@ state = "{directory}/containerd"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = "{directory}/runc"
 """
 
 

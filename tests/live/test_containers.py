@@ -102,7 +102,7 @@ def test_what_is_run_in_the_container_later_is_shown(lab: Lab, engine: Engine) -
 
 
 def test_processes_that_end_at_once_are_shown_with_their_container(lab: Lab, engine: Engine) -> None:
-    """bash sends one request itself: the process is gone before apitrace could look it up."""
+    """A shell sends one request itself: the process is gone before apitrace could look it up."""
     name, server = f"web-{uuid.uuid4().hex[:6]}", lab.origin()
     port = server.address[1]
     request = f"exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /bytes/1 HTTP/1.0\\r\\n\\r\\n' >&3; read -r -u 3 line"

@@ -6,10 +6,12 @@ the response's reason phrase carry the exchange's number: that is how a wrong pa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import h11
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -270,18 +272,29 @@ def deliver(schedule: list[Piece], gaps: list[Gap], *, late: bool) -> list[Messa
     for side in (CLIENT, SERVER):  # the last bytes of a direction are known to be missing from TCP's final state
         end = max((piece.start + len(piece.data) for piece in schedule if piece.side == side), default=0)
         tell(side, end, len(schedule))
+        messages.extend(decoder.finish(side, len(schedule)))
     messages.extend(decoder.close(len(schedule), "closed", ""))
     assert decoder.open_exchanges == 0
     return messages
 
 
+def chunk_gap(piece: Piece, *, known: bool) -> Gap:
+    return Gap(piece.side, piece.start, piece.start + len(piece.data), known)
+
+
 @st.composite
-def losses(draw: st.DrawFn, truths: list[Truth]) -> list[Gap]:
+def losses(draw: st.DrawFn, truths: list[Truth], schedule: list[Piece]) -> list[Gap]:
+    """Whole chunks, as a full ring buffer drops them, or any bytes. A client that pipelines is first seen to do so."""
+    if draw(st.booleans()):
+        lost = draw(st.sets(st.integers(0, len(schedule) - 1), min_size=1, max_size=6))
+        return [chunk_gap(schedule[i], known=draw(st.booleans())) for i in sorted(lost)]
     total = {CLIENT: sum(len(t.request) for t in truths), SERVER: sum(len(t.response) for t in truths)}
+    pipelined = len(truths) > 1 and len(schedule[0].data) == total[CLIENT]
+    first = {CLIENT: sum(len(truth.request) for truth in truths[:2]) if pipelined else 0, SERVER: 0}
     gaps = []
     for _ in range(draw(st.integers(1, 3))):
-        side = draw(st.sampled_from([CLIENT, SERVER]))
-        start = draw(st.integers(0, total[side] - 1))
+        side = draw(st.sampled_from([side for side in (CLIENT, SERVER) if first[side] < total[side]]))
+        start = draw(st.integers(first[side], total[side] - 1))
         gaps.append(Gap(side, start, draw(st.integers(start + 1, total[side])), draw(st.booleans())))
     return gaps
 
@@ -292,8 +305,10 @@ def test_whatever_is_lost_no_value_is_wrong_and_no_pair_is_wrong(
     data: st.DataObject, truths: list[Truth], late: bool
 ) -> None:
     schedule = data.draw(schedules(truths))
-    gaps = data.draw(losses(truths))
-    messages = deliver(schedule, gaps, late=late)
+    check(deliver(schedule, data.draw(losses(truths, schedule)), late=late), truths)
+
+
+def check(messages: list[Message], truths: list[Truth]) -> None:
     for call in calls(messages).values():
         check_against_truth(call, truths)
     check_bodies(messages, truths)
@@ -374,10 +389,70 @@ def test_wherever_a_connection_is_joined_no_value_is_wrong_and_no_pair_is_wrong(
     joined_at = data.draw(st.integers(0, len(schedule)))
     decoder = Http1(joined=True)
     messages = [m for at, piece in enumerate(schedule[joined_at:]) for m in decoder.receive(piece.side, piece.data, at)]
-    messages += decoder.close(len(schedule), "closed", "")
-    for call in calls(messages).values():
-        check_against_truth(call, truths)
-    check_bodies(messages, truths)
+    check([*messages, *decoder.close(len(schedule), "closed", "")], truths)
+
+
+NOTHING = Body((), chunked=False, trailers=())
+SOME = Body((b"some", b"more"), chunked=False, trailers=())
+CHUNKS = Body((b"some", b"more"), chunked=True, trailers=(("x-t", "1"),))
+
+
+def turns(truths: list[Truth]) -> list[Piece]:
+    """Each message in two chunks, its head and what follows, in turns."""
+    schedule = []
+    position = {CLIENT: 0, SERVER: 0}
+    for truth in truths:
+        for side, message in ((CLIENT, truth.request), (SERVER, truth.response)):
+            end = message.index(b"\r\n\r\n") + 4
+            for chunk in filter(None, (message[:end], message[end:])):
+                schedule.append(Piece(side, position[side], chunk))
+                position[side] += len(chunk)
+    return schedule
+
+
+LATE_KNOWN = list(itertools.product([False, True], [False, True]))
+
+
+@pytest.mark.parametrize(("late", "known"), LATE_KNOWN)
+def test_whichever_chunks_are_lost_of_a_client_that_takes_turns_no_pair_is_wrong(late: bool, known: bool) -> None:
+    truths = [
+        _truth(1, "GET", (), NOTHING, 200, (), SOME, []),
+        _truth(2, "POST", (), SOME, 200, (), CHUNKS, [100]),
+        _truth(3, "GET", (), NOTHING, 204, (), NOTHING, []),
+        _truth(4, "PUT", (), CHUNKS, 200, (), SOME, []),
+    ]
+    schedule = turns(truths)
+    for lost in itertools.product([False, True], repeat=len(schedule)):
+        gaps = [chunk_gap(piece, known=known) for piece in itertools.compress(schedule, lost)]
+        check(deliver(schedule, gaps, late=late), truths)
+
+
+@pytest.mark.parametrize(("late", "known"), LATE_KNOWN)
+@pytest.mark.parametrize("side", [CLIENT, SERVER])
+def test_whichever_messages_of_a_side_are_lost_of_a_client_that_was_seen_to_pipeline_no_pair_is_wrong(
+    side: Side, late: bool, known: bool
+) -> None:
+    truths = [_truth(number, "GET", (), NOTHING, 200, (), SOME, []) for number in range(1, 8)]
+    places = {
+        CLIENT: list(itertools.accumulate((len(truth.request) for truth in truths), initial=0)),
+        SERVER: list(itertools.accumulate((len(truth.response) for truth in truths), initial=0)),
+    }
+    schedule = [Piece(CLIENT, 0, b"".join(truth.request for truth in truths))]
+    schedule += [Piece(SERVER, place, truth.response) for place, truth in zip(places[SERVER], truths, strict=False)]
+    for lost in itertools.product([False, True], repeat=len(truths) - 2):
+        ranges = itertools.compress(itertools.pairwise(places[side]), [False, False, *lost])
+        check(deliver(schedule, [Gap(side, start, end, known) for start, end in ranges], late=late), truths)
+
+
+@pytest.mark.parametrize(("late", "known"), LATE_KNOWN)
+@pytest.mark.parametrize("body", [NOTHING, SOME, CHUNKS], ids=["nothing", "some", "chunks"])
+def test_one_lost_chunk_costs_one_call_of_a_client_that_takes_turns(body: Body, late: bool, known: bool) -> None:
+    truths = [_truth(number, "POST", (), body, 200, (), body, []) for number in range(1, 6)]
+    schedule = turns(truths)
+    for lost in schedule:
+        found = calls(deliver(schedule, [chunk_gap(lost, known=known)], late=late))
+        whole = [call.request.start[1] for call in found.values() if call in map(expected, truths)]
+        assert len(whole) == len(truths) - 1
 
 
 # Anything at all.

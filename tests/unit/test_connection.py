@@ -375,6 +375,20 @@ def test_one_byte_before_the_last_chunk_is_the_fin_that_was_read_with_it() -> No
     assert one.end_at(104, at=7) == [one.chunk(101, b"last"), Ended(7)]
 
 
+def test_one_byte_before_the_last_chunk_is_a_hole_if_the_end_is_where_the_chunk_ends() -> None:
+    one = Direction()
+    one.put(101, b"last")
+    assert one.end_at(105, at=7) == []
+    assert one.give_up() == [Hole(1, 1), one.chunk(101, b"last"), Ended(7)]
+
+
+def test_one_byte_before_the_last_chunk_is_a_hole_if_nothing_is_known_of_the_end() -> None:
+    one = Direction()
+    one.put(101, b"last")
+    one.stream.conclude(None, 9, fin=False)
+    assert one.pieces() == [Hole(1, 1), one.chunk(101, b"last")]
+
+
 def test_one_byte_before_other_data_is_a_hole_like_any_other() -> None:
     one = Direction()
     one.put(101, b"more", at=3)

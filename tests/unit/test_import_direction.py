@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "exchange": set(),
     "options": set(),
-    "targets.target": set(),
+    "targets.target": {"exchange"},
     "probes.events": VALUES,
     "probes": VALUES | {"probes"},
     "targets": VALUES | {"targets", "probes.procfs"},

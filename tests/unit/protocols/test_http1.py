@@ -632,7 +632,7 @@ def test_nothing_is_held_after_the_end_of_what_is_held() -> None:
     [
         (b"GET / HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n", b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", "websocket"),
         (b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n", "h2c"),
-        (b"POST / HTTP/1.1\r\nUpgrade: a\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 101 U\r\nUpgrade: tcp\r\n\r\n", "tcp"),
+        (b"GET / HTTP/1.1\r\nUpgrade: a\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 101 U\r\nUpgrade: b, c\r\n\r\n", "b"),
         (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n", "unknown"),
         (b"CONNECT h:443 HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 Connected\r\nContent-Length: 5\r\n\r\n", "tunnel"),
     ],
@@ -702,6 +702,16 @@ def test_a_gap_that_ends_with_the_body_keeps_step() -> None:
     assert decoder.gap(SERVER, 4, 5) == [Data(1, 5, SERVER, b"", 4), End(1, 5, SERVER)]
     messages = feed(decoder, [server(OK)], 6)
     assert messages[0][:4] == (2, 6, "HTTP/1.1", 200)
+
+
+def test_a_gap_that_is_noticed_after_the_next_request_does_not_make_the_client_one_that_pipelines() -> None:
+    decoder = Http1()
+    feed(decoder, [client(GET), server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\na"), client(GET)])
+    decoder.gap(SERVER, 4, 3)
+    feed(decoder, [server(OK), client(GET)], 4)
+    decoder.gap(SERVER, None, 6)
+    messages = feed(decoder, [client(GET), server(OK)], 7)
+    assert messages[-1] == End(4, 8, SERVER)
 
 
 def test_a_gap_inside_a_chunk_costs_those_bytes_only() -> None:
@@ -929,7 +939,8 @@ def test_an_answer_to_a_request_before_the_join_is_an_orphan() -> None:
 
 def test_an_orphan_that_began_after_the_request_did_was_its_answer() -> None:
     decoder = Http1(joined=True)
-    messages = feed(decoder, [client(b"GET / HTTP/1.1\r\nHo"), server(OK), client(b"st: h\r\n\r\n"), server(NO_CONTENT)])
+    begin, rest = client(b"GET / HTTP/1.1\r\nHo"), client(b"st: h\r\n\r\n")
+    messages = feed(decoder, [begin, server(OK), rest, server(NO_CONTENT)])
     found = calls(messages)
     assert [(call.request.start[0], call.response.start[:1]) for call in found.values()] == [
         (None, (200,)), ("GET", ()), (None, (204,)),
