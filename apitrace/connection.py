@@ -970,7 +970,7 @@ class ConnectionTable:
         batches: list[Batch] = []
         unread = ahead(event.received_seq, event.ingress_seq)
         if event.new != _CLOSE:  # the FIN goes out
-            if connection.decoder is not None:
+            if connection.decoder is not None and event.old not in _FIN_SENT:
                 connection.egress.end_at(event.egress_seq, event.at)
                 batches = self._deliver(connection)
             # close() with bytes unread is a reset. So if there are any, this is shutdown(), and the process reads on.
@@ -1068,10 +1068,11 @@ def _ending(event: StateChanged, unread: int) -> _Ending:
         kind, detail = "closed", "the connection was closed"
     if unread:
         detail += f" with {unread} bytes unread"
-    # A FIN that was sent or read counts as one byte; the FIN that is about to be sent does not yet.
+    # A FIN that was sent or read counts as one byte; the FIN that is about to be sent does not yet. (close() after
+    # shutdown() reports FIN_WAIT1 again, with the FIN counted.)
     return _Ending(
         event.at, kind, detail,
-        egress_end=(event.egress_seq - (fin_sent and event.new == _CLOSE)) & _MASK,
+        egress_end=(event.egress_seq - (event.old in _FIN_SENT)) & _MASK,
         ingress_end=(event.ingress_seq - fin_read) & _MASK,
         egress_fin=fin_sent,
         ingress_fin=fin_read,

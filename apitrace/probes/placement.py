@@ -183,8 +183,9 @@ _CALL, _JUMP, _SHORT_JUMP, _NOP = 0xE8, 0xE9, 0xEB, 0x90
 def emulated(instruction: bytes) -> bool:
     """Return whether the kernel emulates this x86-64 instruction, from Linux 4.16 on.
 
-    branch_setup_xol_ops: call, jmp and conditional jumps, relative, without operand-size prefix; one-byte nop with any
-    prefix. push_setup_xol_ops: push of a register. Longer nops are emulated from Linux 6.17 on: not counted on.
+    branch_setup_xol_ops: call, jmp and conditional jumps, relative, and nop, all without operand-size prefix, with
+    which older kernels refuse the probe. push_setup_xol_ops: push of a register. Longer nops are emulated by the newest
+    kernels only: not counted on.
     """
     at = next((index for index, byte in enumerate(instruction) if byte not in _PREFIXES), len(instruction))
     prefixes = set(instruction[:at])
@@ -194,10 +195,10 @@ def emulated(instruction: bytes) -> bool:
         return False
     if 0x50 <= opcode[0] <= 0x57:
         return not prefixes and rex in (0, 0x41)
-    if opcode[0] == _NOP:
-        return rex == 0
     if 0x66 in prefixes:
         return False
+    if opcode[0] == _NOP:
+        return rex == 0
     if opcode[0] == 0x0F:
         return len(opcode) > 1 and 0x80 <= opcode[1] <= 0x8F
     return opcode[0] in (_CALL, _JUMP, _SHORT_JUMP) or 0x70 <= opcode[0] <= 0x7F
