@@ -272,7 +272,7 @@ class _Connection(http.client.HTTPConnection):
 
 def _make(connection: _Connection, call: Call) -> None:
     """Make one call, and insist on its answer."""
-    headers = dict(call.headers)
+    headers = {"Host": call.server, **call.headers}
     body = call.body if isinstance(call.body, bytes) or call.body is None else json.dumps(call.body).encode()
     if body is not None:
         headers.setdefault("Content-Type", "application/json")

@@ -55,7 +55,7 @@ _UNREADABLE = {
     "libwolfssl.so": ("wolfSSL", "wolfSSL is not supported"),
     "libs2n.so": ("s2n-tls", "s2n-tls is not supported"),
 }
-_JVM = "libjvm.so"
+_LARGEST_RELEASE = 64 << 10  # a JDK's is 1 to 2 KB
 _JAVA_RELEASE = re.compile(rb'^JAVA_VERSION="([\w.+-]+)"', re.MULTILINE)
 _JAVA_PATH = re.compile(r"(?:java|jdk|jre)\w*-(\d+)")
 
@@ -190,7 +190,8 @@ class Libraries:
     def _java_version(self, pid: int, path: str) -> str | None:
         for parent in list(Path(path).parents)[1:5]:  # lib/server/libjvm.so, or jre/lib/amd64/server/libjvm.so
             release = f"{self._proc}/{pid}/root{parent}/release"
-            if _regular(release, follow=False) is not None:
+            found = _regular(release, follow=False)
+            if found is not None and found.st_size <= _LARGEST_RELEASE:
                 match = _JAVA_RELEASE.search(self._read(Path(release)))
                 if match:
                     return match[1].decode()

@@ -70,10 +70,10 @@ def run(*command: object) -> str:
         ("3e7805", False),  # with a branch hint: the kernel refuses it
         ("e305", False),  # jrcxz
         ("90", True),  # nop
-        ("6690", True),  # xchg ax, ax
+        ("6690", False),  # xchg ax, ax
         ("f390", True),  # pause
         ("4990", False),  # xchg r8, rax
-        ("0f1f4000", False),  # longer nop: only from Linux 6.17 on
+        ("0f1f4000", False),  # longer nop: by the newest kernels only
         ("f30f1efa", False),  # endbr64
         ("4883ec18", False),  # sub rsp, 0x18
         ("4889f8", False),  # mov rax, rdi
