@@ -45,7 +45,19 @@ from apitrace.probes.events import (
     SocketSeen,
     StateChanged,
 )
-from apitrace.protocols.decoder import CLIENT, SERVER, Data, DecodeError, Decoder, Message, Side, Switched
+from apitrace.protocols.decoder import (
+    CLIENT,
+    SERVER,
+    Data,
+    DecodeError,
+    Decoder,
+    End,
+    Failed,
+    Lost,
+    Message,
+    Side,
+    Switched,
+)
 from apitrace.protocols.detect import Detection, detect
 from apitrace.protocols.http1 import Http1
 from apitrace.stats import Stats
@@ -320,19 +332,21 @@ class Stream:
             self._up_to(*self._end)
         self._note(0)
 
-    def conclude(self, position: int | None, at: int, *, fin: bool) -> None:
-        """Let go of all that waits: nothing comes any more.
+    def conclude(self, position: int | None, at: int, *, fin: bool) -> int:
+        """Let go of all that waits: nothing comes any more. Return how many bytes are missing behind it.
 
-        `position`: behind the last byte that was ever moved, if known. `fin`: the direction was ended in order.
+        `position`: behind the last byte that was ever moved, if known. `fin`: the direction was ended in order there;
+        then what is missing is a hole before that end.
         """
         if position is not None:
             self._forgive_fin(position)
         self.give_up()
-        if position is not None:
+        if position is not None and fin:
             self._up_to(position, at)
         if fin and not self.ended:
             self.ended = True
             self.queue.append(Ended(at))
+        return 0 if position is None else self._short_of(position)
 
     def drop(self) -> None:
         """Forget what waits: nothing decodes it."""
@@ -1002,10 +1016,13 @@ class ConnectionTable:
 
     def _finalise(self, connection: TrackedConnection, ending: _Ending) -> list[Batch]:
         """End a connection: decode what still waits, then close its decoder."""
-        connection.egress.conclude(ending.egress_end, ending.at, fin=ending.egress_fin)
-        connection.ingress.conclude(ending.ingress_end, ending.at, fin=ending.ingress_fin)
+        egress, ingress = connection.egress, connection.ingress
+        missing = (
+            (egress, egress.conclude(ending.egress_end, ending.at, fin=ending.egress_fin)),
+            (ingress, ingress.conclude(ending.ingress_end, ending.at, fin=ending.ingress_fin)),
+        )
         batches = self._deliver(connection)
-        messages: list[AnyMessage] = []
+        messages = [message for each in missing for message in self._cut_off(connection, *each, ending)]
         if connection.decoder is not None:
             messages += connection.decoder.close(ending.at, ending.kind, ending.detail)
         if connection.connecting is not None:
@@ -1013,6 +1030,21 @@ class ConnectionTable:
         batches.append(Batch(connection, connection.pid, connection.tid, [*messages, Gone(ending.at)]))
         self._remove(connection)
         return batches
+
+    def _cut_off(
+        self, connection: TrackedConnection, stream: Stream, missing: int, ending: _Ending
+    ) -> list[AnyMessage]:
+        """Take bytes that were moved last, and not seen: a message that may have ended in them has not ended well."""
+        messages: list[AnyMessage] = []
+        cut = set()
+        for message in self._gap(connection, stream, missing, ending.at) if missing else ():
+            if isinstance(message, Lost):
+                cut.add(message.stream)
+            if isinstance(message, End) and message.stream in cut:
+                messages.append(Failed(message.stream, ending.at, ending.kind, ending.detail))
+            else:
+                messages.append(message)
+        return messages
 
     def _remove(self, connection: TrackedConnection) -> None:
         self._stats.connecting -= connection.connecting is not None

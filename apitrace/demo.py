@@ -128,12 +128,12 @@ class Workload:
     def compare(self, shown: int) -> list[str]:
         """Return lines that tell the user how many exchanges were made and how many of them were shown."""
         made = (
-            f"the workload made {CALLS_MADE} calls, each seen at both ends, and {REFUSED} connect that was refused: "
+            f"the workload made {CALLS_MADE} calls, each with two ends, and {REFUSED} connect that was refused: "
             f"{EXPECTED} exchanges"
         )
         if shown == EXPECTED:
-            return [f"{made}. All of them were shown."]
-        return [f"{made}. {shown} were shown; that is right only if the capture was narrowed or interrupted."]
+            return [made, "all of them were shown"]
+        return [made, f"{shown} were shown, which is right only if the capture was narrowed or interrupted"]
 
 
 # The servers

@@ -17,7 +17,7 @@ enum event_type {
 	EVENT_EXIT = 5,   /* the last thread of a target has ended */
 	EVENT_FORK = 6,   /* a target has forked: the child is a target too */
 	EVENT_CLOSED = 7, /* an AF_UNIX socket's last descriptor is being closed */
-	/* 64 and up are made in user space, for recordings: see events.py */
+			  /* 64 and up are made in user space, for recordings: see events.py */
 };
 
 enum event_flags {
@@ -40,11 +40,11 @@ struct event {
 
 struct socket_event {
 	struct event head;
-	__u64 sock; /* kernel address: the key of the verdict map */
+	__u64 sock;          /* kernel address: the key of the verdict map */
 	__u64 egress_total;  /* bytes sent on the connection before this call; may be one high (SYN) */
 	__u64 ingress_total; /* bytes read on it before this call */
-	__u32 egress_seq;  /* position of the next byte to send, before this call */
-	__u32 ingress_seq; /* position of the next byte to read, before this call */
+	__u32 egress_seq;    /* position of the next byte to send, before this call */
+	__u32 ingress_seq;   /* position of the next byte to read, before this call */
 	__u32 inode;
 	__u16 family;
 	__u16 local_port;
@@ -53,7 +53,7 @@ struct socket_event {
 	__u8 local_addr[16];
 	__u8 remote_addr[16];
 	char comm[16];
-	char local_path[108];  /* AF_UNIX; abstract names begin with NUL */
+	char local_path[108]; /* AF_UNIX; abstract names begin with NUL */
 	char remote_path[108];
 };
 
@@ -67,9 +67,9 @@ struct state_event {
 	struct event head;
 	__u16 old_state;
 	__u16 new_state;
-	__u32 error;       /* sk_err: ECONNREFUSED, ECONNRESET, ETIMEDOUT, 0 */
-	__u32 egress_seq;  /* write_seq */
-	__u32 ingress_seq; /* copied_seq: what the process has read */
+	__u32 error;        /* sk_err: ECONNREFUSED, ECONNRESET, ETIMEDOUT, 0 */
+	__u32 egress_seq;   /* write_seq */
+	__u32 ingress_seq;  /* copied_seq: what the process has read */
 	__u32 received_seq; /* rcv_nxt: what the kernel has received */
 	__u16 local_port;
 	__u16 remote_port;

@@ -152,9 +152,9 @@ struct iovec {
 /* What is left of a call, between the program runs that emit it. Programs on tracepoints are not preempted. */
 struct walk {
 	struct call call;
-	u64 from;  /* of the bytes, or of the iovecs */
-	u64 count; /* of the iovecs */
-	u64 skip;  /* bytes of the current iovec that are done */
+	u64 from;     /* of the bytes, or of the iovecs */
+	u64 count;    /* of the iovecs */
+	u64 skip;     /* bytes of the current iovec that are done */
 	u64 gathered; /* bytes in the current record */
 	u64 fault;
 };

@@ -70,11 +70,11 @@ static __always_inline void count(u32 what, u64 n)
 
 /* Limit a 64-bit length. The barrier keeps the compiler from proving the bound away, or comparing a copy: the
  * verifier must see it on the register that is used. */
-#define AT_MOST(value, bound)                      \
-	do {                                       \
-		asm volatile("" : "+r"(value));    \
-		if ((value) > (bound))             \
-			(value) = (bound);         \
+#define AT_MOST(value, bound) \
+	do { \
+		asm volatile("" : "+r"(value)); \
+		if ((value) > (bound)) \
+			(value) = (bound); \
 	} while (0)
 
 static __always_inline u64 read_pointer(u64 base, u32 offset)

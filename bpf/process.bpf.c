@@ -141,7 +141,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	event->head.at = bpf_ktime_get_ns();
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
 	bpf_probe_read_kernel_str(event->filename, sizeof(event->filename),
-				  (void *)read_pointer(ctx->args[2], OFF_linux_binprm_filename));
+		(void *)read_pointer(ctx->args[2], OFF_linux_binprm_filename));
 	submit(event, sizeof(*event));
 	return 0;
 }

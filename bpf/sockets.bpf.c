@@ -155,8 +155,10 @@ static __always_inline void announce(struct conn *conn, u64 sk, u64 at, bool egr
 		READ_KERNEL(received, sk, OFF_tcp_sock_rcv_nxt);
 		/* bytes_acked and bytes_received count since the connection began. */
 		/* Signed: on loopback what this call sends is often acknowledged by now. */
-		event->egress_total = read_pointer(sk, OFF_tcp_sock_bytes_acked) + (s32)(event->egress_seq - sent_unacked);
-		event->ingress_total = read_pointer(sk, OFF_tcp_sock_bytes_received) - (s32)(received - event->ingress_seq);
+		event->egress_total =
+			read_pointer(sk, OFF_tcp_sock_bytes_acked) + (s32)(event->egress_seq - sent_unacked);
+		event->ingress_total =
+			read_pointer(sk, OFF_tcp_sock_bytes_received) - (s32)(received - event->ingress_seq);
 	}
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
 	submit(event, sizeof(*event));
@@ -170,7 +172,7 @@ struct buffers {
 	bool vector;
 };
 
-#define SNIFF 16 /* bytes looked at */
+#define SNIFF 16       /* bytes looked at */
 #define SNIFF_VECTOR 4 /* buffers that these may be spread over: clients write "GET", " ", "/path" separately */
 
 struct sniff {
@@ -197,7 +199,7 @@ static __always_inline bool looks_known(struct buffers *buffers, u64 moved)
 		for (int i = 0; i < SNIFF_VECTOR; i++) {
 			struct iovec iov = {};
 			if (i >= buffers->entries || offset >= moved || offset >= SNIFF ||
-			    bpf_probe_read_user(&iov, sizeof(iov), (void *)(buffers->base + i * sizeof(iov))))
+				bpf_probe_read_user(&iov, sizeof(iov), (void *)(buffers->base + i * sizeof(iov))))
 				break;
 			u64 n = iov.len < moved - offset ? iov.len : moved - offset;
 			AT_MOST(n, SNIFF);
@@ -252,7 +254,7 @@ static __always_inline void find_buffers(struct buffers *to, struct registers *r
 		message = SYSCALL_ARG2(regs);
 		/* struct user_msghdr: msg_iov at 16, msg_iovlen at 24. recvmsg never rewrites them. */
 		if (bpf_probe_read_user(&to->base, 8, (void *)(message + 16)) ||
-		    bpf_probe_read_user(&to->entries, 8, (void *)(message + 24)))
+			bpf_probe_read_user(&to->entries, 8, (void *)(message + 24)))
 			to->entries = 0;
 		to->vector = true;
 		break;
@@ -515,7 +517,7 @@ int on_tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		if (!conn)
 			return 0;
 		if (new_state != TCP_CLOSE && new_state != TCP_FIN_WAIT1 && new_state != TCP_LAST_ACK &&
-		    old_state != TCP_SYN_SENT)
+			old_state != TCP_SYN_SENT)
 			return 0;
 	}
 	if (conn->announced) {
@@ -554,7 +556,6 @@ int on_tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	}
 	return 0;
 }
-
 
 /* AF_UNIX has no state tracepoint: the enter side of close, for the last descriptor of a followed socket. Attached
  * only once a target uses such a socket, because sys_enter costs every system call of the host. */

@@ -648,7 +648,7 @@ class Http1:
             self._hole = True
             self._whole = False
         place = max((i for i, exchange in enumerate(pending) if exchange.at <= began), default=None)
-        if place is not None and not (self._answers_lost and self._hole):
+        if place is not None and not (self._answers_lost and self._may_miss_after(place)):
             for _ in range(place):
                 self._lose_answer(pending.popleft(), began, out)
             self._answers_lost = False
@@ -663,6 +663,11 @@ class Http1:
         )
         pending.appendleft(orphan)
         return orphan
+
+    def _may_miss_after(self, place: int) -> bool:
+        """Whether requests may be missing after the pending one at this place."""
+        following = place + 1
+        return self._hole if following == len(self._pending) else not self._pending[following].sure
 
     def _doubt(self) -> None:
         self._pipelines = True

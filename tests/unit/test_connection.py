@@ -385,7 +385,7 @@ def test_one_byte_before_the_last_chunk_is_a_hole_if_the_end_is_where_the_chunk_
 def test_one_byte_before_the_last_chunk_is_a_hole_if_nothing_is_known_of_the_end() -> None:
     one = Direction()
     one.put(101, b"last")
-    one.stream.conclude(None, 9, fin=False)
+    assert one.stream.conclude(None, 9, fin=False) == 0
     assert one.pieces() == [Hole(1, 1), one.chunk(101, b"last")]
 
 
@@ -865,6 +865,22 @@ def test_bytes_never_seen_before_a_close_are_lost() -> None:
     whole.feed(wire.socket(), wire.send(GET), wire.receive(head + b"x" * 40))
     whole.feed(wire.state(CLOSE_WAIT, LAST_ACK, ingress_seq=wire.ingress + 61, received_seq=wire.ingress + 61))
     assert outlines(whole.drain(wire.at)) == [("/a", 200, 100, 60, (), None)]
+
+
+@pytest.mark.parametrize(("head", "outcome"), [
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+     ("/a", 200, 3, 60, ("response.body_size", "response.trailers"), "reset")),
+    (b"HTTP/1.1 200 OK\r\n\r\nabc", ("/a", 200, 63, 60, (), "reset")),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", ("/a", 200, 63, 60, (), "reset")),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 63\r\n\r\nabc", ("/a", 200, 63, 60, (), None)),
+])  # fmt: skip
+def test_bytes_never_seen_before_a_reset_end_well_only_what_surely_ended_in_them(
+    head: bytes, outcome: tuple[Any, ...]
+) -> None:
+    wire, whole = Wire(), Capture()
+    whole.feed(wire.socket(), wire.receive(GET), wire.send(head))
+    whole.feed(wire.state(ESTABLISHED, CLOSE, error=errno.ECONNRESET, egress_seq=wire.egress + 60))
+    assert outlines(whole.drain(wire.at)) == [outcome]
 
 
 def test_the_fin_that_was_read_with_the_last_data_is_no_lost_byte() -> None:

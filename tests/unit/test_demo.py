@@ -53,9 +53,10 @@ def test_its_processes_have_the_names_of_their_parts() -> None:
 
 
 def test_it_says_whether_all_was_shown() -> None:
-    made = "the workload made 25 calls, each seen at both ends, and 1 connect that was refused: 51 exchanges"
+    made = "the workload made 25 calls, each with two ends, and 1 connect that was refused: 51 exchanges"
     workload = object.__new__(demo.Workload)
-    assert workload.compare(51) == [f"{made}. All of them were shown."]
+    assert workload.compare(51) == [made, "all of them were shown"]
     assert workload.compare(50) == [
-        f"{made}. 50 were shown; that is right only if the capture was narrowed or interrupted."
+        made,
+        "50 were shown, which is right only if the capture was narrowed or interrupted",
     ]

@@ -105,6 +105,7 @@ def test_node_has_openssl_inside_its_executable() -> None:
         assert stack.bio == stack.where
 
 
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK is installed")
 def test_java_is_named_and_not_readable(tmp_path: Path) -> None:
     program = "public class Wait { public static void main(String[] a) throws Exception "
     (tmp_path / "Wait.java").write_text(program + '{ System.out.println("ready"); System.in.read(); } }')
