@@ -10,7 +10,7 @@ What is kept of a body is at most the snap length of what was on the wire, and a
 decompression. A body shown is always a prefix of the body sent: what follows a hole, or a range whose order is not
 known, is counted and not kept.
 
-Hot path: feed, _exchange. Measured on one 2 GHz core (CPython 3.11): 3.0 us for an exchange of two chunks.
+Hot path: feed, _exchange. Measured on one 2 GHz core (CPython 3.11): 3.5 us for an exchange of two chunks.
 """
 
 from __future__ import annotations

@@ -145,8 +145,8 @@ static __always_inline void announce(struct conn *conn, u64 sk, u64 at, bool egr
 		read_unix_path(event->remote_path, read_pointer(sk, OFF_unix_sock_peer));
 	}
 	if (conn->counted) {
-		event->egress_seq = conn->egress_count;
-		event->ingress_seq = conn->ingress_count;
+		event->egress_seq = conn->egress_count - (egress ? moved : 0);
+		event->ingress_seq = conn->ingress_count - (egress ? 0 : moved);
 	} else {
 		u32 sent_unacked = 0, received = 0;
 		event->egress_seq = read_position(sk, true) - (egress ? moved : 0);

@@ -28,7 +28,10 @@ class DecodeError(Exception):
 
 
 class RequestHead(NamedTuple):
-    """A request's start line and headers are complete."""
+    """A request's start line and headers are complete.
+
+    The first message of every exchange: of a request that was not seen, every field is None or empty and unknown.
+    """
 
     stream: int
     at: int

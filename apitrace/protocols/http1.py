@@ -105,13 +105,15 @@ closes (keepalive_requests). Over it DecodeError: what is seen is not a conversa
 
 HELD_LIMIT = 256 << 10
 """Bytes of answers that wait for their request, each chunk counted with HELD_ENTRY_COST more. An answer that overtakes
-its request is an error page, as the upload still runs: a few KiB. nginx's error pages have 150 to 600 bytes, a
-socket's default receive buffer 128 KiB. Over it the rest is marked as lost."""
+its request is an error page, as the upload still runs: nginx's have 150 to 600 bytes, and Linux's default socket
+buffer (tcp_rmem) is 128 KiB. Over it the rest is marked as lost."""
 HELD_ENTRY_COST = 128
+"""A _Held, an integer and the head of a bytes object."""
 
 TURNS = 16
 """Turns in a row after which a client counts as taking turns, whatever was seen before. Two CPUs may report the end of
-an answer and the request that follows it in the wrong order, once in many thousands; the doubt must not last."""
+an answer and the request that follows it in the wrong order, and that doubt must not last. A client that pipelines
+(TechEmpower: 16 deep) does so again within as many."""
 
 REQUEST, RESPONSE, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, UNTIL_CLOSE, PEEK, RESYNC, IGNORE = range(11)
 """What a direction is in the middle of: the head of a request or response, a body of known length, a chunk's size line,
@@ -189,7 +191,7 @@ class _Reader:
 
 
 class _Held(NamedTuple):
-    """Something that befell the server's direction while no request waited: a chunk, a gap, or its end."""
+    """What befell the server's direction and waits to be read: a chunk, a gap, or (neither) its end."""
 
     at: int
     data: bytes = b""
@@ -202,6 +204,11 @@ _Step = Callable[["Http1", _Reader, bytes, int, int, list[Message]], int]
 
 class Http1:
     """The decoder of one connection. `joined`: it was joined in the middle, so either side may begin mid-message."""
+
+    __slots__ = (
+        "_answers_lost", "_error", "_held", "_held_cost", "_hole", "_last_known", "_lost_at", "_orphaned_at", "_over",
+        "_pending", "_pipelines", "_requests", "_responses", "_streams", "_switching", "_turns", "_whole", "switched",
+    )  # fmt: skip
 
     def __init__(self, *, joined: bool = False) -> None:
         self._requests = _Reader(CLIENT, RESYNC if joined else REQUEST)
@@ -222,7 +229,9 @@ class Http1:
         self._pipelines = False
         """The client was seen not to take turns, and not to have taken TURNS of them since."""
         self._turns = 0
+        """Turns taken since the last doubt, up to TURNS."""
         self._held: list[_Held] = []
+        """What waits to be read, in order: rules 1 and 4."""
         self._held_cost = 0
         self._last_known = False
         """No request can be missing after the last pending one, up to the time that held answers were seen."""
@@ -398,7 +407,7 @@ class Http1:
                 return pos
         began = at if reader.began is None else reader.began
         pending = self._pending
-        if self._may_be_early() if pending else self._whole:
+        if (self._answers_lost and self._may_be_early()) if pending else self._whole:
             _check_start(SERVER, data[pos : pos + LINE_LIMIT])
             reader.began = None
             self._hold(_Held(began, data[pos:]))
@@ -592,7 +601,7 @@ class Http1:
     def _expect_no_body(self) -> None:
         """A final answer came instead of 100 (Continue): the client may leave the body out (RFC 9110 section 10.1.1).
 
-        curl does, and goes on with the next request on the same connection.
+        curl 7.88 does, after 417, and goes on with the next request on the same connection.
         """
         requests = self._requests
         if requests.buffer or requests.state not in _BODY_BEGINS or requests.remaining != requests.total:
@@ -692,9 +701,7 @@ class Http1:
 
     def _may_be_early(self) -> bool:
         """Whether an answer, after others were lost, may belong to a request that was lost with them: rule 4."""
-        return (
-            self._answers_lost and self._pending[-1].at <= self._lost_at and not (self._last_known or self._pipelines)
-        )
+        return self._pending[-1].at <= self._lost_at and not (self._last_known or self._pipelines)
 
     def _may_leave(self) -> bool:
         """Whether what the client sends now need not be HTTP/1.

@@ -11,6 +11,7 @@ from tests.live.calls import of_record
 from tests.live.harness import HOOKS, agreed, assert_exactly, environment, program
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from tests.live.harness import Lab, Program, Record
@@ -20,14 +21,16 @@ pytestmark = pytest.mark.parametrize("hook", HOOKS, indirect=True)
 MEBIBYTE = 1 << 20
 
 
-def converse(lab: Lab, server: Program, client: Program, count: int) -> list[Record]:
+def converse(
+    lab: Lab, server: Program, client: Program, count: int, unknown: Collection[str] = ()
+) -> list[Record]:
     """Trace both ends while the client makes its `count` calls, compare, and return what was shown."""
     with lab.trace("--pid", f"{server.pid},{client.pid}") as capture:
         client.go()
         client.wait_done()
         calls = agreed(server, client, count)
         capture.wait_shown(2 * count)
-    assert_exactly(capture, client=calls, server=calls)
+    assert_exactly(capture, client=calls, server=calls, unknown=unknown)
     return capture.exchanges
 
 
@@ -111,9 +114,14 @@ def test_a_server_that_peeks_before_each_read(lab: Lab) -> None:
 
 
 def test_two_threads_that_read_one_socket(lab: Lab) -> None:
+    """Count, heads and sizes are exact; of the body's content that it is not known may be said.
+
+    The hooks run after the socket is unlocked: both threads can report the same position, and nothing tells whose
+    bytes came first.
+    """
     server = lab.raw("two-readers")
     requests = [{"method": "POST", "path": "/both", "size": 400_000}]
-    converse(lab, server, lab.client(server, requests, connections=2, rounds=5), 10)
+    converse(lab, server, lab.client(server, requests, connections=2, rounds=5), 10, unknown=["request.body"])
 
 
 def test_an_upload_of_24_mebibytes_that_is_answered_early(lab: Lab) -> None:

@@ -148,6 +148,13 @@ def test_a_conversation_of_one_connection_gives_each_exchange_once_with_ids_in_o
     assert all(each.complete for each in exchanges)
 
 
+def test_trailers_belong_to_the_side_that_sent_them() -> None:
+    trailer = Header("x-sum", "5", "X-Sum")
+    exchange = Bench().one(*ASKED, response(), Trailers(1, 600, SERVER, (trailer,)), End(1, 600, SERVER))
+    assert exchange.response is not None
+    assert (exchange.request.trailers, exchange.response.trailers) == ((), (trailer,))
+
+
 def test_the_protocol_is_that_of_the_request() -> None:
     assert Bench().one(request(version="HTTP/1.0"), End(1, 200, CLIENT), *ANSWERED).protocol == "HTTP/1.0"
 

@@ -39,6 +39,8 @@ from apitrace.probes.events import (
     SocketSeen,
     StateChanged,
 )
+from apitrace.protocols.decoder import DecodeError, Failed, RequestHead
+from apitrace.protocols.detect import Detection
 from apitrace.stats import Stats
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     from apitrace.connection import Piece
     from apitrace.exchange import Exchange
+    from apitrace.protocols.decoder import Message, Side
 
 MS = 1_000_000
 ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK = range(1, 10)
@@ -726,6 +729,75 @@ def test_a_chunk_that_makes_no_sense_in_its_place_may_begin_something_else() -> 
     whole.feed(wire.socket(), wire.receive(GET), wire.send(OK), wire.receive(TLS_HELLO))
     assert outlines(whole.exchanges) == [WHOLE]
     assert (whole.stats.tls_connections, whole.stats.undecodable) == (1, 1)
+
+
+class Refusing:
+    """A decoder that reads no further than its first chunk, or not even that."""
+
+    open_exchanges = 0
+
+    def __init__(self, refused: str) -> None:
+        self._refused = refused
+
+    def _answer(self, what: str) -> list[Message]:
+        if what == self._refused:
+            message = f"refused: {what}"
+            raise DecodeError(message)
+        return []
+
+    def receive(self, _side: Side, data: bytes, _at: int) -> list[Message]:
+        return self._answer("receive" if data == GET else "more")
+
+    def gap(self, _side: Side, _size: int | None, _at: int) -> list[Message]:
+        return self._answer("gap")
+
+    def finish(self, _side: Side, _at: int) -> list[Message]:
+        return self._answer("finish")
+
+    def close(self, at: int, kind: str, detail: str) -> list[Message]:
+        return [Failed(1, at, kind, detail)]
+
+
+@pytest.mark.parametrize(("refused", "then"), [
+    ("receive", lambda _: []),
+    ("more", lambda wire: [wire.receive(b"more", missing=1)]),
+    ("gap", lambda wire: [wire.receive(b"more", missing=1)]),
+    ("finish", lambda wire: [wire.eof()]),
+    ("more", lambda wire: [wire.receive(b"more")]),
+])  # fmt: skip
+def test_whatever_a_decoder_refuses_it_is_closed_and_the_next_chunk_is_looked_at(
+    refused: str, then: Callable[[Wire], list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = module._PROTOCOLS[Detection.HTTP1_REQUEST]
+    refusing = protocol._replace(decoder=lambda _joined: Refusing(refused))
+    monkeypatch.setitem(module._PROTOCOLS, Detection.HTTP1_REQUEST, refusing)
+    wire, table = Wire(), ConnectionTable(stats=Stats())
+    batches = [batch for event in (wire.socket(), wire.receive(GET), *then(wire)) for batch in table.feed(event)]
+    assert [batch.messages for batch in batches] == [[Failed(1, wire.at, "decode", f"refused: {refused}")]]
+    monkeypatch.setitem(module._PROTOCOLS, Detection.HTTP1_REQUEST, protocol)
+    [batch] = table.feed(wire.receive(GET))
+    assert isinstance(batch.messages[0], RequestHead)
+
+
+def test_what_waits_when_decoding_stops_is_dropped() -> None:
+    wire, whole = Wire(), Capture()
+    whole.feed(wire.socket(), wire.receive(GET))
+    wire.receive(b"lost")
+    whole.feed(wire.receive(b"waits"))
+    wire.wait(WAIT_NS)
+    early = Wire(at=wire.at - WAIT_NS - 3_500, egress=wire.egress)
+    [failed] = whole.feed(early.send(b"\0\0\0\0 not HTTP at all\r\n\r\n"))
+    assert outline(failed) == ("/a", None, None, 0, (), "decode")
+    assert whole.table._budget.used == 0
+
+
+def test_what_waited_behind_an_upgrade_is_left_alone() -> None:
+    wire, whole = Wire(), Capture()
+    whole.feed(wire.socket(), wire.receive(UPGRADE))
+    first, second, frame = wire.send(SWITCHING[:30]), wire.send(SWITCHING[30:]), wire.receive(GET)
+    whole.feed(second, frame, first)
+    assert outlines(whole.exchanges) == [("/ws", 101, 0, 0, (), None)]
+    assert whole.table._budget.used == 0
 
 
 def test_a_connection_joined_in_the_middle_of_a_body_shows_the_next_exchange() -> None:

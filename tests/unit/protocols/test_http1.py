@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apitrace.protocols import http1
+from apitrace.protocols import headers, http1
 from apitrace.protocols.decoder import (
     CLIENT,
     SERVER,
@@ -342,12 +342,13 @@ def test_header_lines_are_taken_as_they_come(lines: bytes, expected: tuple[tuple
 
 
 def test_no_memo_grows_beyond_its_budget() -> None:
-    from apitrace.protocols import headers
-
-    for n in range(20_000):
+    memos = (headers.REQUEST_LINES, headers.STATUS_LINES, headers._SECTIONS, headers._HEADER_LINES, headers._NAMES)
+    for n in (number // 2 for number in range(20_000)):
         feed(Http1(), [client(b"GET /%d HTTP/1.1\r\nA%d: b\r\n\r\n" % (n, n)), server(b"HTTP/1.1 200 %d\r\n\r\n" % n)])
-    for memo in (headers.REQUEST_LINES, headers.STATUS_LINES, headers._SECTIONS, headers._HEADER_LINES, headers._NAMES):
-        assert len(memo) * headers.MEMO_ENTRY_COST <= headers.MEMO_BUDGET
+        assert all(len(memo) * headers.MEMO_LINE_COST <= headers.MEMO_BUDGET for memo in memos)
+        assert all(len(memo._once) <= headers.MEMO_ONCE_LIMIT for memo in memos)
+    assert headers.REQUEST_LINES[b"GET /9999 HTTP/1.1"].path == "/9999"
+    assert b"GET /9999 HTTP/1.1" in headers.REQUEST_LINES
 
 
 # Bytes that are not HTTP/1.
