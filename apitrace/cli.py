@@ -449,7 +449,7 @@ def _live(options: Options) -> int:
         _summary(options, stats)
         if workload is not None:
             for line in workload.compare(capture.shown):
-                _say(line)
+                say(line)
         if command is None:
             return 0
         if capture.stopped_by is not None:

@@ -80,6 +80,26 @@ def test_a_client_that_dies_in_the_middle_of_the_answer(lab: Lab, ending: str) -
     assert (record["error"]["kind"], record["complete"]) == ("reset", False)
 
 
+def test_strangers_that_get_the_memory_of_a_reset_connection_do_not_change_what_is_shown(lab: Lab) -> None:
+    """The kernel gives the memory of a closed socket to the next one, here to this untraced process."""
+    server, other = lab.raw("endless"), lab.origin()
+    with lab.trace("--pid", str(server.pid)) as capture:
+        for _ in range(10):
+            connection = connect(server)
+            connection.sendall(REQUEST)
+            connection.recv(4096)
+            reset(connection)
+            strangers = [connect(other) for _ in range(20)]
+            for stranger in strangers:
+                stranger.close()
+        calls = server.calls(10)
+        capture.wait_shown(10)
+    shown = [of_record(record) for record in capture.exchanges]
+    assert sorted(call.client for call in shown) == sorted(call.client for call in calls)
+    assert {call.server for call in shown} == {server.address}
+    assert {record["error"]["kind"] for record in capture.exchanges} == {"reset"}
+
+
 def test_an_answer_cut_short_by_its_server(lab: Lab) -> None:
     server = lab.raw("cut")
     with lab.trace("--pid", str(server.pid)) as capture, connect(server) as connection:
