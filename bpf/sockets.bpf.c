@@ -505,9 +505,9 @@ int on_tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	int old_state = ctx->args[1], new_state = ctx->args[2];
 	struct conn *conn;
 	if (new_state == TCP_SYN_SENT) { /* in connect(), so in the task's context */
+		conns.delete(&sk);
 		if (!is_target(bpf_get_current_pid_tgid() >> 32))
 			return 0;
-		conns.delete(&sk);
 		conn = admit(sk, true);
 		if (!conn)
 			return 0;
@@ -516,6 +516,10 @@ int on_tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		conn = conns.lookup(&sk);
 		if (!conn)
 			return 0;
+		if (conn->closed) { /* a closed socket changes no state: its memory is another's now */
+			conns.delete(&sk);
+			return 0;
+		}
 		if (new_state != TCP_CLOSE && new_state != TCP_FIN_WAIT1 && new_state != TCP_LAST_ACK &&
 			old_state != TCP_SYN_SENT)
 			return 0;
