@@ -22,7 +22,6 @@ from apitrace.protocols.decoder import (
     DecodeError,
     End,
     Failed,
-    Lost,
     Message,
     RequestHead,
     ResponseHead,
@@ -525,10 +524,3 @@ def test_what_is_kept_stays_within_the_limits(feeds: list[tuple[Side, bytes, int
             assert sum(len(held.data) for held in decoder._held) <= HELD_LIMIT
     except DecodeError:
         pass
-
-
-def test_lost_is_only_said_of_what_was_lost() -> None:
-    decoder = Http1()
-    messages = decoder.receive(CLIENT, b"GET /1 HTTP/1.1\r\n\r\n", 1)
-    messages += decoder.receive(SERVER, b"HTTP/1.1 204 R1\r\n\r\n", 2)
-    assert not any(isinstance(message, Lost) for message in messages)
