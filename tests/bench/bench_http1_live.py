@@ -183,6 +183,25 @@ CASES = {
 }
 
 
+RATE = 40_000
+
+
+def steady(seconds: int) -> None:
+    """Print what is shown of a load of a fixed rate, which leaves the reader the time that a full load does not."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        directory.chmod(0o755)
+        port, fact = free_port(), {}
+        with nginx(directory, port) as master, apitrace("-j")(master, port, directory, fact):
+            command = ["h2load", "--h1", "-c16", "-t1", "--rps", str(RATE // 16), "-n", str(RATE * seconds)]
+            said = subprocess.run(
+                [*command, f"http://127.0.0.1:{port}/index"], check=True, capture_output=True, text=True
+            ).stdout
+        rate = re.search(r"([\d.]+) req/s", said)[1]
+        print(f"steady load: {rate} req/s, shown {fact['lines']:.0f} of {RATE * seconds}")
+        print("    " + json.dumps(fact["summary"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=4)
@@ -220,6 +239,7 @@ def main() -> None:
         print(line)
         if "summary" in last:
             print("    " + json.dumps(last["summary"]))
+    steady(arguments.seconds)
 
 
 if __name__ == "__main__":
