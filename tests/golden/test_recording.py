@@ -1,9 +1,9 @@
 """Recorded kernel events in, whole output out: every stage behind the probes, without root.
 
-demo.apitrace was recorded with `apitrace --demo -w tests/golden/demo.apitrace`, and the outputs made from it with
+recorded/demo.apitrace was recorded with `apitrace --demo -w tests/golden/recorded/demo.apitrace`, and the outputs made from it with
 
-    apitrace -r tests/golden/demo.apitrace -q --show-secrets -s 256 -j > tests/golden/demo.jsonl
-    TZ=UTC apitrace -r tests/golden/demo.apitrace -q --show-secrets -s 256 -o table -v > tests/golden/demo-v.txt
+    apitrace -r tests/golden/recorded/demo.apitrace -q --show-secrets -s 256 -j > tests/golden/recorded/demo.jsonl
+    TZ=UTC apitrace -r tests/golden/recorded/demo.apitrace -q --show-secrets -s 256 -o table -v > tests/golden/recorded/demo-v.txt
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pytest
 
 from apitrace import __version__
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).with_name("recorded")
 COMMAND = [sys.executable, "-m", "apitrace", "-r", str(HERE / "demo.apitrace"), "--show-secrets", "-s", "256"]
 
 
 def replay(*flags: str) -> tuple[bytes, str]:
-    environment = {**os.environ, "TZ": "UTC", "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "TZ": "UTC", "PYTHONPATH": str(HERE.parents[2])}
     done = subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, check=True)
     return done.stdout, done.stderr.decode()
 
