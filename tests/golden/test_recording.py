@@ -1,9 +1,10 @@
 """Recorded kernel events in, whole output out: every stage behind the probes, without root.
 
-recorded/demo.apitrace was recorded with `apitrace --demo -w tests/golden/recorded/demo.apitrace`, and the outputs made from it with
+The recording and the outputs were made, in tests/golden/recorded, with
 
-    apitrace -r tests/golden/recorded/demo.apitrace -q --show-secrets -s 256 -j > tests/golden/recorded/demo.jsonl
-    TZ=UTC apitrace -r tests/golden/recorded/demo.apitrace -q --show-secrets -s 256 -o table -v > tests/golden/recorded/demo-v.txt
+    apitrace --demo -w demo.apitrace
+    apitrace -r demo.apitrace -q --show-secrets -s 256 -j > demo.jsonl
+    TZ=UTC apitrace -r demo.apitrace -q --show-secrets -s 256 -o table -v > demo-v.txt
 """
 
 from __future__ import annotations
