@@ -100,7 +100,6 @@ class LiveSource:
         self._known: set[bytes] = set()
         self._closes_watched = False
         self._kernel: Kernel | None = None
-        self._plan: tuple[Attachment, ...] = ()
         self._last_counters: tuple[int, ...] = ()
 
     def start(self) -> None:
