@@ -8,7 +8,7 @@ None always means "not known", never a default. Foreign spellings of these field
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Header(NamedTuple):
@@ -134,6 +134,49 @@ class Timing(NamedTuple):
     """First to last byte of the response."""
 
 
+class CallMessage(NamedTuple):
+    """One of the messages that a call carries in its bodies: gRPC's."""
+
+    timestamp: int | None
+    """Unix ns of its first byte; None if the body could be taken apart only when it was whole."""
+    size: int
+    """Bytes as sent, without the framing, before decompressing."""
+    compressed: bool
+    data: Any
+    """What it says, as a JSON value. Without `encoding` it is None."""
+    encoding: str | None
+    """How `data` is to be read: "proto" (protobuf, by the names of a schema), "guess" (protobuf by field number, see
+    protocols/protobuf.py), "json", or "base64" of bytes that are none of these. None: nothing was kept of it."""
+    truncated: bool
+    """What `data` tells is not the whole message."""
+
+
+class Grpc(NamedTuple):
+    """A gRPC call, in addition to the HTTP exchange that carries it."""
+
+    service: str | None = None
+    """With its package."""
+    method: str | None = None
+    status_code: int | None = None
+    """None if none was seen: that is never 0 (OK)."""
+    status: str | None = None
+    """The code's name, as "NOT_FOUND"; None also for a code that gRPC has no name for."""
+    message: str | None = None
+    """Percent-decoded."""
+    timeout_ns: int | None = None
+    """What the client allows (grpc-timeout); None if it sets no limit."""
+    request_metadata: Headers = ()
+    """The application's own header fields; those whose names end in "-bin" as padded base64."""
+    response_metadata: Headers = ()
+    trailing_metadata: Headers = ()
+    requests: tuple[CallMessage, ...] = ()
+    """Messages that were sent whole, those of which nothing was kept included."""
+    responses: tuple[CallMessage, ...] = ()
+    request_count: int | None = None
+    """How many there were, also where not all are listed; None if this could not be followed to the end."""
+    response_count: int | None = None
+
+
 class Exchange(NamedTuple):
     """One call as one traced process saw it."""
 
@@ -155,6 +198,7 @@ class Exchange(NamedTuple):
     unknown: tuple[str, ...] = ()
     """Record fields that were on the wire and could not be recovered, e.g. "request.path"."""
     error: Failure | None = None
+    grpc: Grpc | None = None
 
     @property
     def complete(self) -> bool:
@@ -174,3 +218,20 @@ class Exchange(NamedTuple):
         if not request.path.startswith("/"):  # CONNECT host:port and OPTIONS *
             return None
         return f"{request.scheme}://{request.authority}{request.path}"
+
+
+class Progress(NamedTuple):
+    """What has just passed on a call that has not ended. Also for what streams without gRPC."""
+
+    exchange: Exchange
+    """The call as far as it has come: with its ends, its request's head, and its response's if there is one yet."""
+    side: str | None = None
+    """Who sent the message: "client" or "server"."""
+    ordinal: int | None = None
+    """The message's number among those of its side, from 0."""
+    message: CallMessage | None = None
+    """None: this only says that the call is open, and carries more than one message a side."""
+
+
+Outcome = Exchange | Progress
+"""What the stages behind the decoders pass on."""

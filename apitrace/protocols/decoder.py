@@ -115,6 +115,8 @@ class Switched(NamedTuple):
     stream: int
     at: int
     protocol: str
+    goes_on: int | None = None
+    """The exchange is not over: it is this stream of the other protocol, which answers it."""
 
 
 Message = RequestHead | ResponseHead | Data | Trailers | End | Failed | Lost | Switched

@@ -3,14 +3,18 @@
 `detect` looks at the first bytes that are at hand and at nothing else; it keeps no state and never raises. It may
 be asked at the beginning of a stream or at the beginning of any later chunk. It errs towards "no": a positive
 answer needs either the full start line, or a method of the registry followed by a path or an http URL, so that
-"GET key" of a key-value protocol and "OPTIONS * RTSP/1.0" are not taken for HTTP. NOT_YET means that more bytes
-could still make it one of the protocols; it is given for at most LINE_LIMIT bytes.
+"GET key" of a key-value protocol and "OPTIONS * RTSP/1.0" are not taken for HTTP. HTTP/2 without its preface needs
+frames that follow each other (frames.py), and a header block among them that tells who sends them. NOT_YET means that
+more bytes could still make it one of the protocols; for a line it is given for at most LINE_LIMIT bytes.
 """
 
 from __future__ import annotations
 
 import enum
 import re
+
+from apitrace.protocols import frames
+from apitrace.protocols.decoder import CLIENT
 
 LINE_LIMIT = 8192
 """Bytes of an incomplete request line that may still be one. RFC 9112 section 3 asks servers for 8000 at least;
@@ -19,9 +23,6 @@ nginx (large_client_header_buffers), Apache (LimitRequestLine) and Tomcat take a
 METHOD_LIMIT = 32
 """Bytes of a method. The longest registered one, UPDATEREDIRECTREF, has 17."""
 
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""RFC 9113 section 3.4."""
-
 
 class Detection(enum.Enum):
     """What the bytes begin with."""
@@ -29,6 +30,9 @@ class Detection(enum.Enum):
     HTTP1_REQUEST = "HTTP/1 request"
     HTTP1_RESPONSE = "HTTP/1 response"
     HTTP2_PREFACE = "HTTP/2 preface"
+    HTTP2_SETTINGS = "HTTP/2 SETTINGS, with which a server begins"
+    HTTP2_REQUEST = "HTTP/2 frames of a client"
+    HTTP2_RESPONSE = "HTTP/2 frames of a server"
     TLS = "TLS handshake"
     NOT_YET = "too short to say"
     UNKNOWN = "none of these"
@@ -73,7 +77,9 @@ def detect(data: bytes) -> Detection:
         return _tls(data)
     if first == 0x48 and STATUS_LINE.match(data):  # "H"
         return Detection.HTTP1_RESPONSE
-    if first == 0x50 and data.startswith(HTTP2_PREFACE):  # "P"
+    if first == 0:
+        return _frames(data)
+    if first == 0x50 and data.startswith(frames.PREFACE):  # "P"
         return Detection.HTTP2_PREFACE
     if REQUEST_LINE.match(data):
         return Detection.HTTP1_REQUEST
@@ -82,7 +88,7 @@ def detect(data: bytes) -> Detection:
             return Detection.HTTP1_REQUEST
         if _PARTIAL_REQUEST_LINE.match(data) or may_become_response(data):
             return Detection.NOT_YET
-    elif first == 0x50 and HTTP2_PREFACE.startswith(data):
+    elif first == 0x50 and frames.PREFACE.startswith(data):
         return Detection.NOT_YET
     return Detection.UNKNOWN
 
@@ -99,6 +105,17 @@ def may_become_response(data: bytes) -> bool:
     if len(data) < 7:
         return b"HTTP/1.".startswith(data)
     return _PARTIAL_STATUS_LINE.match(data) is not None
+
+
+def _frames(data: bytes) -> Detection:
+    """Frames of less than 64 KiB: the first byte is 0."""
+    begins = frames.starts(data)
+    if begins is False:
+        return Detection.UNKNOWN
+    side = frames.sender(data)
+    if side is not None:
+        return Detection.HTTP2_REQUEST if side == CLIENT else Detection.HTTP2_RESPONSE
+    return Detection.HTTP2_SETTINGS if begins and frames.begins_with_settings(data) else Detection.NOT_YET
 
 
 def _tls(data: bytes) -> Detection:

@@ -7,30 +7,18 @@ space), white space around names, lines without a colon (a name with no value), 
 
 Hot path. Heads repeat. A client sends the same fields with every request, or changes one of ten; so whole field
 sections, single lines and start lines are remembered by their bytes, in memos that forget everything when they are
-full. What comes only once (request ids, entity tags) is not remembered: it would push out the rest, and keeping it
-took a fifth of the decoder's time.
+full.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from apitrace.exchange import Header, Headers
 from apitrace.protocols.decoder import DecodeError
 from apitrace.protocols.detect import METHOD
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MEMO_BUDGET = 2 << 20
-"""Bytes that one memo may cost. The six of them stay under 12 MiB; one holds 5,000 header lines or 500 sections."""
-MEMO_LINE_COST = 300
-"""Bytes of a line besides its text: a Header, three strings, a dict slot (sys.getsizeof, CPython 3.11)."""
-MEMO_KEY_LIMIT = 2048
-"""Longer lines and sections (big cookies) are parsed every time: they would push out the rest, and repeat less."""
-MEMO_ONCE_LIMIT = 4096
-"""Hashes kept of what came once: 400 KiB a memo, and a few seconds of a busy service."""
+from apitrace.protocols.memo import Memo, text
 
 NOT_GIVEN, CHUNKED, NOT_CHUNKED, FAULTY = -1, -2, -3, -4
 """Body lengths that are no number: neither header is there; Transfer-Encoding ends in chunked; Transfer-Encoding does
@@ -83,40 +71,11 @@ class Fields(NamedTuple):
     """Expect: 100-continue."""
 
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 Start = TypeVar("Start", RequestLine, StatusLine)
 
 
 class _Odd(Exception):  # noqa: N818 - not an error: it asks for the slow way
     """Lines do not stand for themselves: one ends in a bare LF, or continues the one before."""
-
-
-class Memo(dict[bytes, Value], Generic[Value]):
-    """What `parse` made of the bytes that came more than once. Bounded by MEMO_BUDGET."""
-
-    def __init__(self, parse: Callable[[bytes], Value]) -> None:
-        super().__init__()
-        self._parse = parse
-        self._once: set[int] = set()
-        """Hashes of keys that came once."""
-        self._cost = 0
-
-    def __missing__(self, key: bytes) -> Value:
-        value = self._parse(key)
-        once, hashed = self._once, hash(key)
-        if hashed not in once:
-            if len(once) >= MEMO_ONCE_LIMIT:
-                once.clear()
-            once.add(hashed)
-        elif len(key) <= MEMO_KEY_LIMIT:
-            cost = MEMO_LINE_COST * (1 + key.count(b"\n")) + 2 * len(key)
-            if self._cost + cost > MEMO_BUDGET:
-                self.clear()
-                self._cost = 0
-            self._cost += cost
-            self[key] = value
-        return value
 
 
 def read_head(starts: Memo[Start], data: bytes, pos: int) -> tuple[Start, Fields, int] | None:
@@ -144,14 +103,6 @@ def read_fields(lines: list[bytes]) -> Fields:
         else:
             unfolded.append([line.strip(_SPACE)])
     return _fields(tuple(_header(b" ".join(parts)) for parts in unfolded))
-
-
-def text(raw: bytes) -> str:
-    """Return captured bytes as text: UTF-8, or Latin-1 if they are not."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
 
 
 # Field sections.

@@ -84,13 +84,13 @@ from apitrace.protocols.headers import (
     REQUEST_LINES,
     STATUS_LINES,
     Fields,
-    Memo,
     RequestLine,
     Start,
     StatusLine,
     read_fields,
     read_head,
 )
+from apitrace.protocols.memo import Memo
 
 HEAD_LIMIT = 256 << 10
 """Bytes of a head or a trailer section that is not whole. An observer must take what any peer takes: Node 16 KiB, nginx
@@ -119,6 +119,10 @@ REQUEST, RESPONSE, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, UNTIL_CL
 """What a direction is in the middle of: the head of a request or response, a body of known length, a chunk's size line,
 data or line end, the trailer section, a body that ends with the connection; before a body that may not be there (PEEK),
 skipping to the next sure message start (RESYNC), beyond HTTP/1 (IGNORE)."""
+
+UPGRADE = "h2c"
+UPGRADED_STREAM = 1
+"""To HTTP/2, where the request that asked for it is answered: RFC 7540 section 3.2."""
 
 _HEADS = frozenset({REQUEST, RESPONSE})
 _STARTS = frozenset({REQUEST, RESPONSE, PEEK, RESYNC})
@@ -207,7 +211,8 @@ class Http1:
 
     __slots__ = (
         "_answers_lost", "_error", "_held", "_held_cost", "_hole", "_last_known", "_lost_at", "_orphaned_at", "_over",
-        "_pending", "_pipelines", "_requests", "_responses", "_streams", "_switching", "_turns", "_whole", "switched",
+        "_pending", "_pipelines", "_requests", "_responses", "_rest", "_streams", "_switching", "_turns", "_whole",
+        "switched",
     )  # fmt: skip
 
     def __init__(self, *, joined: bool = False) -> None:
@@ -237,6 +242,8 @@ class Http1:
         """No request can be missing after the last pending one, up to the time that held answers were seen."""
         self._switching: str | None = None
         """The protocol that follows when the request that asked for it has ended."""
+        self._rest = (bytearray(), bytearray())
+        """What each side sent behind its last message, if HTTP/2 goes on with it."""
         self._error: DecodeError | None = None
         self._over = False
         self.switched = False
@@ -423,7 +430,7 @@ class Http1:
         status = start.status_code
         if status == 101 or (exchange.method == "CONNECT" and 200 <= status < 300):
             self._leave(exchange, status, fields.upgrade, at, out)
-            return len(data)
+            return self._ignore(reader, data, pos, at, out)
         length = 0 if exchange.method == "HEAD" or status in {204, 304} else fields.length
         reader.exchange = exchange
         if length == FAULTY:
@@ -527,7 +534,14 @@ class Http1:
         return len(data)
 
     def _ignore(self, reader: _Reader, data: bytes, pos: int, at: int, out: list[Message]) -> int:
+        if self._switching == UPGRADE:
+            self._rest[reader.side].extend(data[pos : pos + HELD_LIMIT + 1 - len(self._rest[reader.side])])
         return len(data)
+
+    def rest(self, side: Side) -> tuple[bytes, bool]:
+        """Return what this side sent behind its last message, and whether that is all, after an upgrade to HTTP/2."""
+        rest = bytes(self._rest[side])
+        return rest[:HELD_LIMIT], len(rest) <= HELD_LIMIT
 
     # Buffering of what is not whole.
 
@@ -614,16 +628,20 @@ class Http1:
         protocol = "tunnel"
         if status == 101:
             protocol = (upgrade or exchange.upgrade or "unknown").split(",")[0].strip().lower()
-        self._responses.exchange = exchange
-        self._end(self._responses, at, out)
-        self._responses.state = IGNORE
-        if exchange.requesting:
-            self._switching = protocol
+        if protocol == UPGRADE:  # what answers the request comes in HTTP/2
+            out.pop()
+            exchange.answered = True
+            self._pending.popleft()
         else:
+            self._responses.exchange = exchange
+            self._end(self._responses, at, out)
+        self._responses.state = IGNORE
+        self._switching = protocol
+        if not exchange.requesting:
             self._switch(exchange, protocol, at, out)
 
     def _switch(self, exchange: _Exchange, protocol: str, at: int, out: list[Message]) -> None:
-        out.append(Switched(exchange.stream, at, protocol))
+        out.append(Switched(exchange.stream, at, protocol, UPGRADED_STREAM if protocol == UPGRADE else None))
         self._requests.state = self._responses.state = IGNORE
         self.switched = self._over = True
 

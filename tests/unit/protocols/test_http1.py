@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apitrace.protocols import headers, http1
+from apitrace.protocols import headers, http1, memo
 from apitrace.protocols.decoder import (
     CLIENT,
     SERVER,
@@ -18,11 +18,12 @@ from apitrace.protocols.decoder import (
     Switched,
     Trailers,
 )
-from apitrace.protocols.http1 import Http1
+from apitrace.protocols.http1 import HELD_LIMIT, Http1
 from tests.unit.protocols.http1_tools import Call, Half, Sent, byte_by_byte, calls, client, feed, server
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+SWITCH = b"HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n"
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 Row = tuple[object, object, bytes, object, bytes]
@@ -345,8 +346,8 @@ def test_no_memo_grows_beyond_its_budget() -> None:
     memos = (headers.REQUEST_LINES, headers.STATUS_LINES, headers._SECTIONS, headers._HEADER_LINES, headers._NAMES)
     for n in (number // 2 for number in range(20_000)):
         feed(Http1(), [client(b"GET /%d HTTP/1.1\r\nA%d: b\r\n\r\n" % (n, n)), server(b"HTTP/1.1 200 %d\r\n\r\n" % n)])
-        assert all(len(memo) * headers.MEMO_LINE_COST <= headers.MEMO_BUDGET for memo in memos)
-        assert all(len(memo._once) <= headers.MEMO_ONCE_LIMIT for memo in memos)
+        assert all(len(each) * memo.MEMO_LINE_COST <= memo.MEMO_BUDGET for each in memos)
+        assert all(len(each._once) <= memo.MEMO_ONCE_LIMIT for each in memos)
     assert headers.REQUEST_LINES[b"GET /9999 HTTP/1.1"].path == "/9999"
     assert b"GET /9999 HTTP/1.1" in headers.REQUEST_LINES
 
@@ -632,7 +633,6 @@ def test_nothing_is_held_after_the_end_of_what_is_held() -> None:
     ("ask", "answer", "protocol"),
     [
         (b"GET / HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n", b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", "websocket"),
-        (b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n", "h2c"),
         (b"GET / HTTP/1.1\r\nUpgrade: a\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 101 U\r\nUpgrade: b, c\r\n\r\n", "b"),
         (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n", "unknown"),
         (b"CONNECT h:443 HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 Connected\r\nContent-Length: 5\r\n\r\n", "tunnel"),
@@ -655,15 +655,44 @@ def test_a_switch_waits_for_the_request_to_end() -> None:
     messages = feed(
         decoder,
         [
-            client(b"POST / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nab"),
+            client(b"POST / HTTP/1.1\r\nUpgrade: x\r\nContent-Length: 4\r\n\r\nab"),
             server(b"HTTP/1.1 101 S\r\n\r\n\0\0\0"),
         ],
     )
     assert messages[-1] == End(1, 1, SERVER)
     assert not decoder.switched
     assert decoder.receive(CLIENT, b"cdPRI * HTTP/2.0\r\n", 2) == [
-        Data(1, 2, CLIENT, b"cd"), End(1, 2, CLIENT), Switched(1, 2, "h2c"),
+        Data(1, 2, CLIENT, b"cd"), End(1, 2, CLIENT), Switched(1, 2, "x"),
     ]  # fmt: skip
+
+
+def test_an_upgrade_to_http_2_leaves_the_exchange_open_and_hands_over_what_follows() -> None:
+    decoder = Http1()
+    messages = feed(
+        decoder,
+        [
+            client(GET), server(OK),
+            client(b"POST / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nab"),
+            server(SWITCH + b"\0\0"), server(b"\6\4"),
+        ],
+    )  # fmt: skip
+    assert isinstance(messages[-2], RequestHead)
+    assert messages[-1] == Data(2, 2, CLIENT, b"ab")
+    assert decoder.receive(CLIENT, b"cdPRI * HTTP/2.0\r\n", 5) == [
+        Data(2, 5, CLIENT, b"cd"), End(2, 5, CLIENT), Switched(2, 5, "h2c", 1),
+    ]  # fmt: skip
+    assert decoder.rest(SERVER) == (b"\0\0\6\4", True)
+    assert decoder.rest(CLIENT) == (b"PRI * HTTP/2.0\r\n", True)
+    assert decoder.open_exchanges == 0
+
+
+def test_what_is_handed_over_after_an_upgrade_is_bounded() -> None:
+    decoder = Http1()
+    feed(decoder, [client(b"POST / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\n"), server(SWITCH)])
+    for _ in range(5):
+        decoder.receive(SERVER, bytes(HELD_LIMIT // 4), 2)
+    decoder.receive(CLIENT, b"a", 3)
+    assert decoder.rest(SERVER) == (bytes(HELD_LIMIT), False)
 
 
 @pytest.mark.parametrize("ask", [b"CONNECT h:443 HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nUpgrade: x\r\n\r\n"])
