@@ -31,8 +31,8 @@ import re
 from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
-from apitrace.protocols.decoder import CLIENT, SERVER, DecodeError, Side
-from apitrace.protocols.headers import text
+from apitrace.protocols.decoder import CLIENT, SERVER, DecodeError, Message, Side
+from apitrace.protocols.memo import text
 
 HEADER_BYTES: Final = 5
 """A record's type, version and length."""
@@ -370,6 +370,36 @@ class TlsObserver:
             if isinstance(direction.hello, ServerHello):
                 return direction.hello
         return None
+
+
+class TlsDecoder:
+    """The observer in the shape of a Decoder (decoder.py): it gives no messages, for the calls are inside."""
+
+    def __init__(self, *, joined: bool) -> None:
+        self.observer = TlsObserver(joined=joined)
+
+    def receive(self, side: Side, data: bytes, at: int) -> list[Message]:
+        """Take the next bytes that `side` sent. Raises DecodeError."""
+        self.observer.receive(side, data, at)
+        return []
+
+    def gap(self, side: Side, size: int | None, at: int) -> list[Message]:
+        """Take notice of bytes that were not seen."""
+        self.observer.gap(side, size, at)
+        return []
+
+    def finish(self, side: Side, at: int) -> list[Message]:
+        """Take notice of a direction's end."""
+        return []
+
+    def close(self, at: int, kind: str, detail: str) -> list[Message]:
+        """Take notice of the connection's end."""
+        return []
+
+    @property
+    def open_exchanges(self) -> int:
+        """There are none."""
+        return 0
 
 
 class _Direction:
