@@ -7,24 +7,32 @@
 #ifndef APITRACE_H
 #define APITRACE_H
 
-#define EVENT_ABI 1
+#define EVENT_ABI 2
 
 enum event_type {
-	EVENT_SOCKET = 1, /* a socket is seen for the first time */
-	EVENT_CHUNK = 2,  /* bytes of one direction of a socket */
-	EVENT_STATE = 3,  /* TCP state change of a known socket */
-	EVENT_EXEC = 4,   /* a target has called exec */
-	EVENT_EXIT = 5,   /* the last thread of a target has ended */
-	EVENT_FORK = 6,   /* a target has forked: the child is a target too */
-	EVENT_CLOSED = 7, /* an AF_UNIX socket's last descriptor is being closed */
-			  /* 64 and up are made in user space, for recordings: see events.py */
+	EVENT_SOCKET = 1,  /* a socket is seen for the first time */
+	EVENT_CHUNK = 2,   /* bytes of one direction of a socket */
+	EVENT_STATE = 3,   /* TCP state change of a known socket */
+	EVENT_EXEC = 4,    /* a target has called exec */
+	EVENT_EXIT = 5,    /* the last thread of a target has ended */
+	EVENT_FORK = 6,    /* a target has forked: the child is a target too */
+	EVENT_CLOSED = 7,  /* an AF_UNIX socket's last descriptor is being closed */
+	EVENT_SESSION = 8, /* a TLS session is seen for the first time, or its socket is known now */
+	EVENT_FREED = 9,   /* a TLS session's object was freed */
+	EVENT_LOADED = 10, /* a target's dynamic loader has mapped something, or is about to */
+	EVENT_BORN = 11,   /* a forked child of a probed target runs its first instructions */
+			   /* 64 and up are made in user space, for recordings: see events.py */
 };
 
 enum event_flags {
-	FLAG_EGRESS = 1,    /* chunk: sent by the traced process; else received */
-	FLAG_EOF = 2,       /* chunk: a receive call returned 0; state: both directions are shut */
-	FLAG_CONNECTED = 4, /* socket: its connect() was seen, so the traced process is the client */
-	FLAG_COUNTED = 8,   /* socket: positions are our own count (AF_UNIX, MPTCP, kTLS), not TCP's */
+	FLAG_EGRESS = 1,     /* chunk: sent by the traced process; else received */
+	FLAG_EOF = 2,        /* chunk: a receive call returned 0; state: both directions are shut */
+	FLAG_CONNECTED = 4,  /* socket: its connect() was seen, so the traced process is the client */
+	FLAG_COUNTED = 8,    /* socket: positions are our own count (AF_UNIX, MPTCP, kTLS), not TCP's */
+	FLAG_PLAINTEXT = 16, /* chunk: of a TLS session, whose id `conn` is */
+	FLAG_PROBED = 32,    /* socket: its process had TLS probes when the socket was first used */
+	FLAG_WHOLE = 64,     /* session: seen from its handshake on */
+	FLAG_STOPPED = 128,  /* exec, loaded, born: the process was stopped, and waits to be let go */
 };
 
 struct event {
@@ -87,6 +95,27 @@ struct fork_event {
 	__u32 reserved;
 };
 
+/* How a TLS session was tied to its socket. */
+enum tie {
+	TIE_NONE,
+	TIE_NESTED, /* a socket call inside a call on the session; in Go the session's own descriptor */
+	TIE_BIO,    /* bytes that both the session and the socket had: a ClientHello's random, or a record */
+};
+
+struct session_event {
+	struct event head; /* conn: the session's id */
+	__u64 handle;      /* address of the object */
+	__u64 socket;      /* id of the connection, or 0 */
+	__u32 egress_seq;  /* bytes written to it before, as far as that was seen */
+	__u32 ingress_seq;
+	__u32 point;  /* of the call that it was first seen in */
+	__u32 source; /* enum tie */
+	__u32 alpn_len;
+	__u32 reserved;
+	char alpn[16]; /* the protocol negotiated, where the object tells */
+	char comm[16];
+};
+
 /* Causes of loss and of not looking, counted per CPU: index of the `counters` map. */
 enum counter {
 	COUNT_EVENTS,        /* events put into the ring buffer */
@@ -98,7 +127,54 @@ enum counter {
 	COUNT_COMPAT,        /* calls of 32-bit processes, skipped */
 	COUNT_SOCKETS_FULL,  /* connections for which no state could be kept */
 	COUNT_UNKNOWN_BYTES, /* bytes of no known protocol, not copied */
+	COUNT_TLS_CALLS,     /* calls on TLS sessions that moved data */
+	COUNT_TLS_DEPTH,     /* calls on TLS sessions inside each other, deeper than is followed */
 	COUNT_MAX,
+};
+
+/* Probe points: what a function does and where its arguments are. The index is the probe's cookie. */
+
+enum point_kind {
+	POINT_READ = 1,
+	POINT_WRITE = 2,
+	POINT_HANDSHAKE = 3,
+	POINT_FREE = 4,
+	POINT_BIO_WRITE = 5,
+	POINT_LOADER = 6,
+};
+
+#define NO_REGISTER 0xffff
+#define IN_REGISTER 0x7fffffff
+#define NO_PATH 0xffffffff
+
+struct location {
+	__u32 reg; /* offset of the register in struct registers; NO_REGISTER: there is no such argument */
+	__s32 at;  /* IN_REGISTER, or the value is in memory, at the register plus this */
+};
+
+/* From an object to a value in it: pointers to follow (at most two), then the value's offset. */
+struct path {
+	__u32 steps; /* NO_PATH: not known */
+	__s32 first;
+	__s32 second;
+	__s32 last;
+};
+
+struct point {
+	__u32 kind;
+	__u32 stack;    /* the return address is at the stack pointer plus this */
+	__u32 counted;  /* Go: the number of bytes is known later, at another point */
+	__u32 restarts; /* Go: on the stack check, which begins the function again */
+	struct location handle;
+	struct location buffer;
+	struct location length; /* Go, behind a call: the number of bytes moved */
+	struct location counter;
+	struct path random; /* of the ClientHello, in the handle's object */
+	struct path alpn;   /* pointer to the protocol negotiated */
+	struct path alpn_len;
+	__u64 address;   /* in the file */
+	__u64 tables[2]; /* Go: interface tables in the file, of connections that can be followed */
+	__u64 hits;
 };
 
 #endif

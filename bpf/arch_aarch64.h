@@ -21,6 +21,25 @@ struct registers {
 /* PSR_MODE32_BIT: an AArch32 process. */
 #define SYSCALL_IS_COMPAT(r) (((r)->pstate & 0x10) != 0)
 
+/* Where C has its first arguments: offsets in struct registers, and values. */
+#define ARGUMENT_REGISTERS \
+	{ \
+		0, 8, 16, 24 \
+	}
+#define ARGUMENT_1(r) ((r)->regs[0])
+#define ARGUMENT_2(r) ((r)->regs[1])
+#define ARGUMENT_3(r) ((r)->regs[2])
+#define ARGUMENT_4(r) ((r)->regs[3])
+
+/* At a probe. The return address is in a register, so the stack pointer itself tells calls apart. */
+#define REGISTER_SP(r) ((r)->sp)
+#define REGISTER_IP(r) ((r)->pc)
+#define REGISTER_RESULT(r) ((r)->regs[0])
+#define REGISTER_FLAGS(r) 0
+#define FLAGS_BELOW_OR_EQUAL 0
+#define RETURNED_FROM(r) ((r)->sp)
+#define GO_GOROUTINE(r) ((r)->regs[28])
+
 #define SYS_CLOSE 57
 #define SYS_READ 63
 #define SYS_WRITE 64

@@ -16,6 +16,25 @@ struct registers {
 /* __USER_CS is 0x33 for 64-bit code; int 0x80 and 32-bit processes have another. */
 #define SYSCALL_IS_COMPAT(r) ((r)->cs != 0x33)
 
+/* Where C has its first arguments: offsets in struct registers, and values. */
+#define ARGUMENT_REGISTERS \
+	{ \
+		112, 104, 96, 88 \
+	}
+#define ARGUMENT_1(r) ((r)->di)
+#define ARGUMENT_2(r) ((r)->si)
+#define ARGUMENT_3(r) ((r)->dx)
+#define ARGUMENT_4(r) ((r)->cx)
+
+/* At a probe. A return probe runs when the return address has been popped. */
+#define REGISTER_SP(r) ((r)->sp)
+#define REGISTER_IP(r) ((r)->ip)
+#define REGISTER_RESULT(r) ((r)->ax)
+#define REGISTER_FLAGS(r) ((r)->flags)
+#define FLAGS_BELOW_OR_EQUAL 0x41 /* carry, zero */
+#define RETURNED_FROM(r) ((r)->sp - 8)
+#define GO_GOROUTINE(r) ((r)->r14)
+
 #define SYS_READ 0
 #define SYS_WRITE 1
 #define SYS_CLOSE 3

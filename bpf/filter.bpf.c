@@ -14,10 +14,17 @@ struct host {
 BPF_HASH(hosts, struct host, u8, 1024);
 #endif
 
+#ifdef TARGET_ALL
+/* Who is apitrace itself. Not a -D: the programs must be the same in every run, so that they can be kept. */
+BPF_ARRAY(self, u32, 1);
+#endif
+
 static __always_inline bool is_target(u32 pid)
 {
 #ifdef TARGET_ALL
-	return pid != SELF_PID && pid != 0;
+	u32 first = 0;
+	u32 *apitrace = self.lookup(&first);
+	return apitrace && pid != *apitrace && pid != 0;
 #else
 	return targets.lookup(&pid) != NULL;
 #endif

@@ -2,7 +2,7 @@
 /* Maps, and the state that is kept of a connection.
  *
  * The loader joins the fragments into one text and passes, by -D: OFF_* and SIZE_* (kernel offsets from BTF),
- * RING_PAGES, RING_WAKE_BYTES, COPY_LIMIT, SELF_PID, FOLLOW, and the switches HOOK_SYS_EXIT, TARGET_ALL, TARGET_CGROUPS,
+ * RING_PAGES, RING_WAKE_BYTES, COPY_LIMIT, FOLLOW, STOP, and the switches HOOK_SYS_EXIT, TARGET_ALL, TARGET_CGROUPS,
  * TARGET_COMMS, FILTER_PORTS, FILTER_HOSTS. */
 
 #define AF_UNIX 1
@@ -44,6 +44,10 @@ struct conn {
 	u8 connected;
 	u8 announced; /* the socket event has reached the ring buffer */
 	u8 closed;    /* TCP has closed; a call that was under way may yet be reported */
+	u8 tls;       /* TLS records were seen to begin on it */
+	u8 tied;      /* a session is known to speak through it */
+	u8 tunnel;    /* a CONNECT passed: what follows may be TLS */
+	u8 probed;    /* its process had TLS probes when it was first used */
 };
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
@@ -57,12 +61,25 @@ BPF_TABLE("lru_hash", u64, u8, verdicts, 16384);
 
 #define TARGET_BY_NAME 1   /* pid, comm or command, or a child of one */
 #define TARGET_BY_CGROUP 2 /* for as long as it stays in the cgroup */
+#define TARGET_REASONS 3
+#define TARGET_PROBED 4 /* user space has placed TLS probes in it */
+#define TARGET_BORN 8   /* forked from such a one, and not looked at yet */
+
+BPF_ARRAY(points, struct point, 8192);
+/* pid -> time of the event that tells of its last stop. Whoever finds apitrace dead lets these go (stops.py). */
+BPF_HASH(stopped, u32, u64, 4096);
 
 static __always_inline void count(u32 what, u64 n)
 {
 	u64 *value = counters.lookup(&what);
 	if (value)
 		*value += n;
+}
+
+/* An id of a connection or session. Unique: no two of one CPU can be made in the same nanosecond. */
+static __always_inline u64 fresh_id(void)
+{
+	return bpf_ktime_get_ns() << 6 | (bpf_get_smp_processor_id() & 63);
 }
 
 #define READ_KERNEL(destination, base, offset) \

@@ -12,6 +12,7 @@
 #define MSG_PEEK 0x2
 #define MSG_TRUNC 0x20
 #define MSG_ERRQUEUE 0x2000
+#define IGNORED_FLAGS (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) /* of receives that take nothing out of the stream */
 #define RCV_SHUTDOWN 1
 #define SHUTDOWN_BOTH 3
 
@@ -101,13 +102,19 @@ static __always_inline struct conn *admit(u64 sk, bool connecting)
 	if (!passes(family, addresses.local_port, addresses.remote_port, addresses.local, addresses.remote))
 		return NULL;
 	struct conn fresh = {};
-	/* Unique: no two of one CPU can be made in the same nanosecond. */
-	fresh.id = bpf_ktime_get_ns() << 6 | (bpf_get_smp_processor_id() & 63);
+	fresh.id = fresh_id();
 	fresh.sock = sk;
 	fresh.inode = read_inode(sk);
 	fresh.pid = bpf_get_current_pid_tgid() >> 32;
 	fresh.family = family;
 	fresh.connected = connecting;
+#ifdef TARGET_ALL
+	fresh.probed = 1;
+#else
+	u32 pid = fresh.pid;
+	u8 *flags = targets.lookup(&pid);
+	fresh.probed = flags && (*flags & TARGET_PROBED);
+#endif
 	fresh.counted = family == AF_UNIX || protocol == IPPROTO_MPTCP ||
 			read_pointer(sk, OFF_inet_connection_sock_icsk_ulp_ops) != 0;
 	if (conns.update(&sk, &fresh))
@@ -126,7 +133,8 @@ static __always_inline void announce(struct conn *conn, u64 sk, u64 at, bool egr
 	u64 pid_tgid = bpf_get_current_pid_tgid();
 	__builtin_memset(event, 0, sizeof(*event));
 	event->head.type = EVENT_SOCKET;
-	event->head.flags = (conn->connected ? FLAG_CONNECTED : 0) | (conn->counted ? FLAG_COUNTED : 0);
+	event->head.flags = (conn->connected ? FLAG_CONNECTED : 0) | (conn->counted ? FLAG_COUNTED : 0) |
+			    (conn->probed ? FLAG_PROBED : 0);
 	event->head.pid = pid_tgid >> 32;
 	event->head.tid = (u32)pid_tgid;
 	event->head.at = at;
@@ -172,7 +180,8 @@ struct buffers {
 	bool vector;
 };
 
-#define SNIFF 16       /* bytes looked at */
+#define SNIFF 32       /* bytes looked at: RECORD_LEN */
+#define SNIFF_TOKEN 15 /* of these, where a method ends */
 #define SNIFF_VECTOR 4 /* buffers that these may be spread over: clients write "GET", " ", "/path" separately */
 
 struct sniff {
@@ -181,39 +190,82 @@ struct sniff {
 
 BPF_PERCPU_ARRAY(sniffs, struct sniff, 1);
 
-/* Whether bytes begin like something that is decoded: "HTTP/", the HTTP/2 preface, or a method and a target. */
-static __always_inline bool looks_known(struct buffers *buffers, u64 moved)
+#define FRAME_HEADER 9
+#define FRAME_HEADERS 1
+#define FRAME_RST_STREAM 3
+#define FRAME_SETTINGS 4
+#define FRAME_PING 6
+#define FRAME_WINDOW_UPDATE 8
+#define END_HEADERS 0x4
+#define HEADERS_FLAGS 0x2d
+
+/* Whether bytes begin like an HTTP/2 frame of a kind that has few forms, or a whole header block: of a connection whose
+ * preface was not seen, because it was open before. Length (3 bytes), type, flags, stream (4). */
+static __always_inline bool looks_like_frame(u8 *b)
+{
+	if (b[0] || b[5] & 0x80)
+		return false;
+	bool whole = !(b[5] | b[6] | b[7] | b[8]); /* about the connection as a whole */
+	switch (b[3]) {
+	case FRAME_HEADERS:
+		return !whole && (b[4] & END_HEADERS) && !(b[4] & ~HEADERS_FLAGS);
+	case FRAME_RST_STREAM:
+	case FRAME_WINDOW_UPDATE:
+		return b[1] == 0 && b[2] == 4 && b[4] == 0;
+	case FRAME_SETTINGS:
+		return whole && b[1] == 0 && b[4] <= 1;
+	case FRAME_PING:
+		return whole && b[1] == 0 && b[2] == 8 && b[4] <= 1;
+	}
+	return false;
+}
+
+/* The first bytes of a call, the rest of them zero; NULL if they cannot be read. */
+static __always_inline u8 *peek(struct buffers *buffers, u64 moved)
 {
 	u32 zero = 0;
 	struct sniff *sniff = sniffs.lookup(&zero);
 	if (!sniff)
-		return false;
+		return NULL;
 	__builtin_memset(sniff, 0, sizeof(*sniff));
 	u8 *b = sniff->bytes;
 	if (!buffers->vector) {
 		AT_MOST(moved, SNIFF);
 		if (bpf_probe_read_user(b, moved, (void *)buffers->base))
-			return false;
-	} else {
-		u64 offset = 0;
-		for (int i = 0; i < SNIFF_VECTOR; i++) {
-			struct iovec iov = {};
-			if (i >= buffers->entries || offset >= moved || offset >= SNIFF ||
-				bpf_probe_read_user(&iov, sizeof(iov), (void *)(buffers->base + i * sizeof(iov))))
-				break;
-			u64 n = iov.len < moved - offset ? iov.len : moved - offset;
-			AT_MOST(n, SNIFF);
-			AT_MOST(offset, SNIFF - 1);
-			if (bpf_probe_read_user(b + offset, n, (void *)iov.base))
-				break;
-			offset += n;
-		}
+			return NULL;
+		return b;
 	}
+	u64 offset = 0;
+	for (int i = 0; i < SNIFF_VECTOR; i++) {
+		struct iovec iov = {};
+		if (i >= buffers->entries || offset >= moved || offset >= SNIFF ||
+			bpf_probe_read_user(&iov, sizeof(iov), (void *)(buffers->base + i * sizeof(iov))))
+			break;
+		u64 n = iov.len < moved - offset ? iov.len : moved - offset;
+		AT_MOST(n, SNIFF);
+		AT_MOST(offset, SNIFF - 1);
+		if (bpf_probe_read_user(b + offset, n, (void *)iov.base))
+			break;
+		offset += n;
+	}
+	return b;
+}
+
+static __always_inline bool begins_connect(u8 *b)
+{
+	return b[0] == 'C' && b[1] == 'O' && b[2] == 'N' && b[3] == 'N' && b[4] == 'E' && b[5] == 'C';
+}
+
+/* Whether bytes begin like something that is decoded: "HTTP/", the HTTP/2 preface, a frame, or a method and a target. */
+static __always_inline bool begins_known(u8 *b, u64 moved)
+{
+	if (moved >= FRAME_HEADER && looks_like_frame(b))
+		return true;
 	if (b[0] == 'H' && b[1] == 'T' && b[2] == 'T' && b[3] == 'P' && b[4] == '/')
 		return true;
-	if (b[0] == 'C' && b[1] == 'O' && b[2] == 'N' && b[3] == 'N' && b[4] == 'E' && b[5] == 'C')
+	if (begins_connect(b))
 		return true;
-	for (int i = 0; i < SNIFF - 1; i++) {
+	for (int i = 0; i < SNIFF_TOKEN; i++) {
 		u8 c = b[i];
 		if (c == ' ')
 			return i >= 3 && (b[i + 1] == '/' || b[i + 1] == '*' || b[i + 1] == 'h');
@@ -323,7 +375,7 @@ int io(struct bpf_raw_tracepoint_args *ctx)
 	long moved = io->moved;
 	u32 flags = io->flags;
 	bool egress = io->egress;
-	if (moved < 0 || (moved == 0 && egress) || (flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE)))
+	if (moved < 0 || (moved == 0 && egress) || (flags & IGNORED_FLAGS))
 		return 0;
 	struct conn *conn = conns.lookup(&sk);
 	/* Until TCP closes, an entry is this socket's; then, as with AF_UNIX, it may be of a socket that lay here before. */
@@ -331,12 +383,16 @@ int io(struct bpf_raw_tracepoint_args *ctx)
 		conn = NULL;
 	if (!conn)
 		conn = admit(sk, false);
-	if (!conn || conn->state == CONN_IGNORED)
+	if (!conn)
+		return 0;
+	call->pid_tgid = bpf_get_current_pid_tgid();
+	if (conn->tls && moved > 0)
+		tie_by_nesting(conn, call->pid_tgid);
+	if (conn->state == CONN_IGNORED)
 		return 0;
 
 	call->at = bpf_ktime_get_ns();
 	call->conn = conn->id;
-	call->pid_tgid = bpf_get_current_pid_tgid();
 	call->left = moved;
 	call->limit = moved < COPY_LIMIT ? moved : COPY_LIMIT;
 	call->flags = egress ? FLAG_EGRESS : 0;
@@ -372,11 +428,27 @@ int io(struct bpf_raw_tracepoint_args *ctx)
 		conn->state = CONN_IGNORED;
 		return 0;
 	}
+	u8 *begin = NULL;
+	if (buffers.entries && ((conn->state == CONN_UNDECIDED && !(conn->tls && conn->tied)) || conn->tunnel))
+		begin = peek(&buffers, moved);
+	bool record = begin && is_record(begin);
+	if (record && !conn->tls) {
+		conn->tls = 1;
+		conn->tunnel = 0;
+		conn->state = CONN_UNDECIDED;
+		conn->unknown_bytes = 0;
+		tie_by_nesting(conn, call->pid_tgid);
+	}
 	if (conn->state == CONN_UNDECIDED) {
-		if ((verdict && *verdict == VERDICT_KNOWN) || (buffers.entries && looks_known(&buffers, moved))) {
+		if ((verdict && *verdict == VERDICT_KNOWN && !conn->tls) ||
+			(!conn->tls && begin && begins_known(begin, moved))) {
 			conn->state = CONN_KNOWN;
+			conn->tunnel = begin && begins_connect(begin);
 		} else if (conn->unknown_bytes >= UNKNOWN_BYTES_LIMIT) {
-			count(COUNT_UNKNOWN_BYTES, moved);
+			if (!conn->tls)
+				count(COUNT_UNKNOWN_BYTES, moved);
+			else if (record && !conn->tied)
+				tie_by_record(conn, begin, egress, call->pid_tgid >> 32);
 			return 0;
 		} else {
 			u32 room = UNKNOWN_BYTES_LIMIT - conn->unknown_bytes;
@@ -388,6 +460,8 @@ int io(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!conn->announced)
 		announce(conn, sk, call->at, egress, moved);
+	if (record && !conn->tied) /* user space knows the socket by now */
+		tie_by_record(conn, begin, egress, call->pid_tgid >> 32);
 	if (buffers.entries == 0) {
 		count(COUNT_NO_CONTENT, moved);
 		emit_empty(call);
@@ -405,18 +479,38 @@ int io(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/* Most calls of a process that is left alone, or that speaks TLS through a session that is known, need no more than
+ * this: found out before the registers are read and `io` is called, which costs twice as much. */
+static __always_inline bool is_settled(u64 sk, s64 moved, u64 pid_tgid)
+{
+	struct conn *conn = conns.lookup(&sk);
+	if (!conn || conn->closed || conn->counted || moved == 0)
+		return false;
+	if (conn->state != CONN_IGNORED && !(conn->tls && conn->tied && conn->state == CONN_UNDECIDED &&
+						   conn->unknown_bytes >= UNKNOWN_BYTES_LIMIT))
+		return false;
+	if (conn->tls)
+		tie_by_nesting(conn, pid_tgid);
+	return true;
+}
+
 #ifndef HOOK_SYS_EXIT
 
 static __always_inline int on_length(struct bpf_raw_tracepoint_args *ctx, bool egress)
 {
-	if (!is_target(bpf_get_current_pid_tgid() >> 32))
+	s64 moved = (int)ctx->args[1];
+	u32 flags = egress ? 0 : (u32)ctx->args[2];
+	if (moved < 0 || (flags & IGNORED_FLAGS))
+		return 0;
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+	if (!is_target(pid_tgid >> 32) || is_settled(ctx->args[0], moved, pid_tgid))
 		return 0;
 	struct io *io = read_io(bpf_task_pt_regs(bpf_get_current_task_btf()));
 	if (!io)
 		return 0;
 	io->sk = ctx->args[0];
-	io->moved = (int)ctx->args[1];
-	io->flags = egress ? 0 : (u32)ctx->args[2];
+	io->moved = moved;
+	io->flags = flags;
 	io->egress = egress;
 	programs.call(ctx, PROGRAM_IO);
 	return 0;
@@ -436,7 +530,8 @@ int on_recv_length(struct bpf_raw_tracepoint_args *ctx)
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	if (!is_target(bpf_get_current_pid_tgid() >> 32))
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+	if (!is_target(pid_tgid >> 32))
 		return 0;
 	struct io *io = read_io(ctx->args[0]);
 	if (!io)
@@ -473,7 +568,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	u64 file = socket_file((u32)SYSCALL_ARG1(regs));
 	u64 sk = file ? sock_of_file(file) : 0;
-	if (!sk)
+	if (!sk || (flags & IGNORED_FLAGS) || is_settled(sk, moved, pid_tgid))
 		return 0;
 	if (moved > 0 && (SYSCALL_NUMBER(regs) == SYS_SENDMMSG || SYSCALL_NUMBER(regs) == SYS_RECVMMSG)) {
 		/* The result counts messages. struct mmsghdr: 64 bytes, msg_len at 56. */

@@ -1,11 +1,14 @@
 """Kernel structure offsets from BTF, in plain Python.
 
 `Btf` indexes a BTF blob (the kernel's Documentation/bpf/btf.rst) just enough to answer for named structures, unions and
-enums: one pass over the type section, about 65 ms for the 5.5 MB of a distribution's kernel. Nothing is cached on disk.
+enums: one pass over the type section, 65 to 180 ms for the 5.5 MB of a distribution's kernel, made when the first
+structure is asked for. What is learnt from a blob may be kept under its `digest`, and then nothing is asked.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import struct
 from pathlib import Path
 
@@ -28,7 +31,7 @@ _MODIFIERS = frozenset({8, 9, 10, 11, 18})  # typedef, volatile, const, restrict
 
 
 class Btf:
-    """An index of a BTF blob. Raises PlatformError if the blob is not BTF."""
+    """A BTF blob. Every method raises PlatformError if the blob is not BTF, or of a kind that is not known."""
 
     def __init__(self, blob: bytes) -> None:
         if len(blob) < _HEADER.size or _HEADER.unpack_from(blob)[0] != _MAGIC:
@@ -37,9 +40,7 @@ class Btf:
         _, _, _, header_len, type_off, type_len, string_off, string_len = _HEADER.unpack_from(blob)
         self._types = blob[header_len + type_off : header_len + type_off + type_len]
         self._strings = blob[header_len + string_off : header_len + string_off + string_len]
-        self._offsets = [0]  # type id -> offset in _types; id 0 is void
-        self._named: dict[int, list[int]] = {}  # name offset -> ids of structs, unions and enums with members
-        self._scan()
+        self._blob = blob
 
     @classmethod
     def of_kernel(cls) -> Btf:
@@ -53,8 +54,17 @@ class Btf:
             )
             raise PlatformError(message) from error
 
-    def _scan(self) -> None:
-        types, offsets, named = self._types, self._offsets, self._named
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the whole blob: the same structures, to the last member."""
+        return hashlib.sha256(self._blob).hexdigest()
+
+    @functools.cached_property
+    def _index(self) -> tuple[list[int], dict[int, list[int]]]:
+        """Type id -> offset in _types (id 0 is void); name's offset -> ids of structs, unions, enums with members."""
+        offsets = [0]
+        named: dict[int, list[int]] = {}
+        types = self._types
         unpack, end, position, trailer = struct.Struct("=II").unpack_from, len(self._types), 0, _TRAILER
         add = offsets.append
         while position < end:
@@ -70,20 +80,21 @@ class Btf:
                 message = f"kernel type information (BTF) has a kind that is not known: {kind}"
                 raise PlatformError(message) from error
             position += 12 + fixed + per_element * count
+        return offsets, named
 
     def _name_offset(self, name: str) -> int:
         return self._strings.find(b"\0" + name.encode() + b"\0") + 1
 
     def _lookup(self, name: str, kinds: tuple[int, ...]) -> int:
         # A string may be stored more than once only as the tail of another, which the NULs exclude.
-        for type_id in self._named.get(self._name_offset(name), ()):
+        for type_id in self._index[1].get(self._name_offset(name), ()):
             if self._info(type_id)[1] in kinds:
                 return type_id
         raise KeyError(name)
 
     def _info(self, type_id: int) -> tuple[int, int, int, int]:
         """Return (offset of the members, kind, number of members, size or referred type)."""
-        offset = self._offsets[type_id]
+        offset = self._index[0][type_id]
         _, info, size = _TYPE.unpack_from(self._types, offset)
         return offset + 12, info >> 24 & 0x1F, info & 0xFFFF, size
 

@@ -17,16 +17,20 @@ from apitrace.exchange import Container
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EVENT_ABI = 1
+EVENT_ABI = 2
+EVENT_ABIS = (1, 2)
+"""What `decode` reads: 2 has TLS sessions besides."""
 
 _new = tuple.__new__
 """NamedTuple's own __new__ is a Python function, and three times as slow."""
 
-SOCKET, CHUNK, STATE, EXEC, EXIT, FORK, CLOSED = range(1, 8)
-PROCESS, COUNTERS = 64, 65
-"""Made in user space: what /proc and the container runtime said of a process; the kernel's loss counters."""
+SOCKET, CHUNK, STATE, EXEC, EXIT, FORK, CLOSED, SESSION, FREED, LOADED, BORN = range(1, 12)
+PROCESS, COUNTERS, PROBES = 64, 65, 66
+"""Made in user space: what /proc and the container runtime said of a process; the kernel's loss counters; the TLS that
+was found in a process."""
 
 FLAG_EGRESS, FLAG_EOF, FLAG_CONNECTED, FLAG_COUNTED = 1, 2, 4, 8
+FLAG_PLAINTEXT, FLAG_PROBED, FLAG_WHOLE, FLAG_STOPPED = 16, 32, 64, 128
 
 COUNTER_NAMES = (
     "events",
@@ -38,6 +42,8 @@ COUNTER_NAMES = (
     "compat",
     "sockets_full",
     "unknown_bytes",
+    "tls_calls",
+    "tls_depth",
 )
 
 HEAD = struct.Struct("=BBHIIIQQ")
@@ -46,6 +52,7 @@ _CHUNK = struct.Struct("=BBHIIIQQII")
 _STATE = struct.Struct("=HHIIIIHH")
 _EXEC = struct.Struct("=16s232s")
 _FORK = struct.Struct("=II")
+_SESSION = struct.Struct("=QQIIIIII16s16s")
 CHUNK_SIZE = _CHUNK.size
 CHUNK_UNPACK = _CHUNK.unpack_from
 
@@ -75,6 +82,8 @@ class SocketSeen(NamedTuple):
     egress_total: int
     """Bytes sent before this call, as TCP counts: may be one high."""
     ingress_total: int
+    probed: bool = False
+    """The process had TLS probes when it first used the socket."""
 
 
 class Chunk(NamedTuple):
@@ -90,6 +99,8 @@ class Chunk(NamedTuple):
     missing: int
     """Bytes of the same call after `data` that were not copied."""
     eof: bool
+    plaintext: bool = False
+    """`conn` is a TLS session: what was read from it or written to it."""
 
 
 class StateChanged(NamedTuple):
@@ -148,6 +159,57 @@ class SocketClosed(NamedTuple):
     conn: int
 
 
+class SessionSeen(NamedTuple):
+    """A TLS session gives its first plaintext, or its socket has become known."""
+
+    at: int
+    pid: int
+    tid: int
+    session: int
+    handle: int
+    """Address of the SSL object, gnutls_session_t or *tls.Conn."""
+    conn: int
+    """The connection it speaks through; 0: not known."""
+    egress_seq: int
+    ingress_seq: int
+    point: int
+    """Of the call that it was first seen in: ProbesPlaced says of which library that is."""
+    by_bytes: bool
+    """The connection was told by bytes that both had, not by a call inside a call."""
+    whole: bool
+    """It was seen from its handshake on."""
+    alpn: str | None
+    comm: str
+
+
+class SessionFreed(NamedTuple):
+    """A TLS session's object was freed."""
+
+    at: int
+    pid: int
+    session: int
+
+
+class Watched(NamedTuple):
+    """A target's dynamic loader has mapped something, or a forked child has begun: of use to the source alone."""
+
+    at: int
+    pid: int
+
+
+class ProbesPlaced(NamedTuple):
+    """What TLS was found in a process."""
+
+    at: int
+    pid: int
+    libraries: tuple[tuple[int, str], ...]
+    """(point, library): "OpenSSL 3.0.15"."""
+    unreadable: tuple[str, ...]
+    """What cannot be read, and why, in words."""
+    probed: bool
+    """Probes are in place for some of it."""
+
+
 class ProcessSeen(NamedTuple):
     """What is known of a process, from /proc and the container runtime."""
 
@@ -165,7 +227,10 @@ class Counters(NamedTuple):
     values: tuple[int, ...]
 
 
-Event = SocketSeen | Chunk | StateChanged | Executed | Exited | Forked | SocketClosed | ProcessSeen | Counters
+Event = (
+    SocketSeen | Chunk | StateChanged | Executed | Exited | Forked | SocketClosed | ProcessSeen | Counters
+    | SessionSeen | SessionFreed | Watched | ProbesPlaced
+)  # fmt: skip
 
 
 class EventError(ValueError):
@@ -197,7 +262,7 @@ def _socket(raw: bytes) -> SocketSeen:
     return SocketSeen(
         at, pid, tid, conn, sock, inode, family, local, remote, _text(comm),
         bool(flags & FLAG_CONNECTED), bool(flags & FLAG_COUNTED),
-        egress_seq, ingress_seq, egress_total, ingress_total,
+        egress_seq, ingress_seq, egress_total, ingress_total, bool(flags & FLAG_PROBED),
     )  # fmt: skip
 
 
@@ -216,8 +281,10 @@ def _chunk(raw: bytes) -> Chunk:
     _, flags, _, pid, tid, length, at, conn, seq, missing = CHUNK_UNPACK(raw)
     data = raw[CHUNK_SIZE : CHUNK_SIZE + length]
     return _new(
-        Chunk, (at, pid, tid, conn, (flags & FLAG_EGRESS) != 0, seq, data, missing, (flags & FLAG_EOF) != 0)
-    )
+        Chunk,
+        (at, pid, tid, conn, (flags & FLAG_EGRESS) != 0, seq, data, missing, (flags & FLAG_EOF) != 0,
+         (flags & FLAG_PLAINTEXT) != 0),
+    )  # fmt: skip
 
 
 def _state(raw: bytes) -> StateChanged:
@@ -250,6 +317,35 @@ def _closed(raw: bytes) -> SocketClosed:
     return SocketClosed(at, pid, conn)
 
 
+def _session(raw: bytes) -> SessionSeen:
+    _, flags, _, pid, tid, _, at, session = HEAD.unpack_from(raw)
+    handle, conn, egress_seq, ingress_seq, point, source, alpn_len, _, alpn, comm = _SESSION.unpack_from(raw, HEAD.size)
+    return SessionSeen(
+        at, pid, tid, session, handle, conn, egress_seq, ingress_seq, point, source == _TIE_BIO,
+        bool(flags & FLAG_WHOLE), _text(alpn[:alpn_len]) if alpn_len else None, _text(comm),
+    )  # fmt: skip
+
+
+_TIE_BIO = 2
+
+
+def _freed(raw: bytes) -> SessionFreed:
+    _, _, _, pid, _, _, at, session = HEAD.unpack_from(raw)
+    return SessionFreed(at, pid, session)
+
+
+def _watched(raw: bytes) -> Watched:
+    _, _, _, pid, _, _, at, _ = HEAD.unpack_from(raw)
+    return Watched(at, pid)
+
+
+def _probes(raw: bytes) -> ProbesPlaced:
+    _, _, _, pid, _, _, at, _ = HEAD.unpack_from(raw)
+    fields = orjson.loads(raw[HEAD.size :])
+    libraries = tuple((int(point), str(name)) for point, name in fields["libraries"])
+    return ProbesPlaced(at, pid, libraries, tuple(map(str, fields["unreadable"])), bool(fields["probed"]))
+
+
 def _process(raw: bytes) -> ProcessSeen:
     _, _, _, pid, _, _, at, _ = HEAD.unpack_from(raw)
     fields = orjson.loads(raw[HEAD.size :])
@@ -267,7 +363,8 @@ def _counters(raw: bytes) -> Counters:
 
 _DECODERS: dict[int, Callable[[bytes], Event]] = {
     CHUNK: _chunk, SOCKET: _socket, STATE: _state, EXEC: _exec, EXIT: _exit, FORK: _fork, CLOSED: _closed,
-    PROCESS: _process, COUNTERS: _counters,
+    SESSION: _session, FREED: _freed, LOADED: _watched, BORN: _watched,
+    PROCESS: _process, COUNTERS: _counters, PROBES: _probes,
 }  # fmt: skip
 
 
@@ -290,6 +387,12 @@ def encode_process(seen: ProcessSeen) -> bytes:
     container = None if seen.container is None else seen.container._asdict()
     body = orjson.dumps({"comm": seen.comm, "exe": seen.exe, "container": container})
     return HEAD.pack(PROCESS, 0, 0, seen.pid, seen.pid, len(body), seen.at, 0) + body
+
+
+def encode_probes(placed: ProbesPlaced) -> bytes:
+    """Return a ProbesPlaced as raw bytes, for recordings."""
+    body = orjson.dumps({"libraries": placed.libraries, "unreadable": placed.unreadable, "probed": placed.probed})
+    return HEAD.pack(PROBES, 0, 0, placed.pid, placed.pid, len(body), placed.at, 0) + body
 
 
 def encode_counters(counters: Counters) -> bytes:

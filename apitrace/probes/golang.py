@@ -7,7 +7,8 @@ not emulated by the kernel; but the two methods have better places than their en
 * (*Conn).Read copies decrypted bytes out with one `call runtime.memmove`. The probe is on that call: source and number
   of bytes are its arguments, the *tls.Conn is in its home on the stack. It is hit once per read that gives data.
 * (*Conn).Write calls writeRecordLocked, once, or twice if it splits a TLS 1.0 record. One probe is on the call,
-  with the bytes as its arguments; another after it, where the number of bytes written is known.
+  with the bytes as its arguments; behind it the number of bytes written would be known, but an answer may be read by
+  another goroutine before that place is reached, so it is of use only to those who want the number (not tls.py).
 
 All of these are cheap (placement.py), need no state from the entry, and a restart after the stack was grown cannot make
 them fire twice. If a build has no such calls, there are the entry and every `ret`.

@@ -59,7 +59,7 @@ _LARGEST_RELEASE = 64 << 10  # a JDK's is 1 to 2 KB
 _JAVA_RELEASE = re.compile(rb'^JAVA_VERSION="([\w.+-]+)"', re.MULTILINE)
 _JAVA_PATH = re.compile(r"(?:java|jdk|jre)\w*-(\d+)")
 
-_MAPPING = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ (\d+) +(/.*)$", re.MULTILINE)
+_MAPPING = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ..x. ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ (\d+) +(/.*)$", re.MULTILINE)
 _NOT_FILES = ("/memfd:", "/dev/", "/SYSV", "/anon_hugepage")
 _DELETED = " (deleted)"
 _MOST_FILES = 4096
@@ -75,6 +75,21 @@ class MappedFile(NamedTuple):
     """A path that opens it from here, also if it was deleted; good as long as the process is."""
     device: int
     inode: int
+
+
+class MappedCode(NamedTuple):
+    """Where in a process a part of a file lies that has code in it."""
+
+    start: int
+    end: int
+    offset: int
+    """In the file, of what lies at `start`."""
+    file: MappedFile
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.start
 
 
 class Stack(NamedTuple):
@@ -115,9 +130,13 @@ class Libraries:
         self._proc = proc
         self._verdicts: dict[tuple[int, int, int, int], _Verdict] = {}
 
-    def stacks(self, pid: int) -> list[Stack]:
-        """Return the TLS implementations that a process has now. Empty: none, or the process is gone."""
-        files = self.mapped(pid)
+    def stacks(self, pid: int, files: list[MappedFile] | None = None) -> list[Stack]:
+        """Return the TLS implementations that a process has now. Empty: none, or the process is gone.
+
+        `files`: what `mapped` says, if that is known already.
+        """
+        if files is None:
+            files = self.mapped(pid)
         judged = [(where, self._judge(where)) for where in files]
         executable = self._executable(pid)
         stacks = []
@@ -140,16 +159,25 @@ class Libraries:
     def mapped(self, pid: int) -> list[MappedFile]:
         """Return the files that a process has mapped code from, each once."""
         files: dict[tuple[int, int], MappedFile] = {}
-        seen = set()
-        for span, inode, raw_path in _MAPPING.findall(self._read(self._proc / str(pid) / "maps")):
-            path = os.fsdecode(raw_path).replace("\\012", "\n")
-            if (path, inode) in seen or path.startswith(_NOT_FILES):
-                continue
-            seen.add((path, inode))
-            found = self._locate(pid, span.decode(), int(inode), path)
-            if found is not None:
-                files.setdefault((found.device, found.inode), found)
+        for mapping in self.code(pid):
+            files.setdefault((mapping.file.device, mapping.file.inode), mapping.file)
         return list(files.values())
+
+    def code(self, pid: int) -> list[MappedCode]:
+        """Return where in a process files with code are mapped."""
+        located: dict[tuple[str, bytes], MappedFile | None] = {}
+        found = []
+        for span, offset, inode, raw_path in _MAPPING.findall(self._read(self._proc / str(pid) / "maps")):
+            path = os.fsdecode(raw_path).replace("\\012", "\n")
+            if path.startswith(_NOT_FILES):
+                continue
+            if (path, inode) not in located:
+                located[path, inode] = self._locate(pid, span.decode(), int(inode), path)
+            file = located[path, inode]
+            if file is not None:
+                start, end = (int(address, 16) for address in span.split(b"-"))
+                found.append(MappedCode(start, end, int(offset, 16), file))
+        return found
 
     def _locate(self, pid: int, span: str, inode: int, path: str) -> MappedFile | None:
         process = self._proc / str(pid)
@@ -182,6 +210,8 @@ class Libraries:
         verdict = self._verdicts.get(key)
         if verdict is None:
             verdict = _inspect(where.file, found.st_size)
+            if verdict is None:
+                return _Verdict()
             if len(self._verdicts) >= _MOST_FILES:
                 self._verdicts.clear()
             self._verdicts[key] = verdict
@@ -231,12 +261,14 @@ def _bio_of(
     return asked[0] if asked else having[0] if len(having) == 1 else None
 
 
-def _inspect(file: str, size: int) -> _Verdict:
-    """Judge a file."""
+def _inspect(file: str, size: int) -> _Verdict | None:
+    """Judge a file; None: it cannot be opened by this path, say because the process has ended."""
     try:
         with Elf.open(file) as elf:
             return _inspect_elf(elf, size)
-    except (OSError, ElfError):
+    except OSError:
+        return None
+    except ElfError:
         return _Verdict()
 
 

@@ -211,7 +211,7 @@ Value = int | tuple[str, int]
 State = dict["str | int", Value]
 """Place -> value. A place is a register, or a stack slot of 8 bytes by its distance from the stack pointer at entry."""
 
-_FULL = {
+FULL = {
     alias: full
     for full, aliases in {
         **{f"r{n}": f"r{n}d r{n}w r{n}b" for n in range(8, 16)},
@@ -230,7 +230,8 @@ _EXCHANGES = frozenset({"xchg", "xadd", "mulx"})
 
 
 @functools.cache
-def _disassembler(detail: bool) -> Any:
+def disassembler(detail: bool) -> Any:
+    """Return a disassembler for x86-64; `detail`: it tells operands, and takes five times as long."""
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     engine.detail = detail
     return engine
@@ -238,7 +239,7 @@ def _disassembler(detail: bool) -> Any:
 
 def _register(instruction: Any, operand: Any) -> str:
     name: str = instruction.reg_name(operand.reg)
-    return _FULL.get(name, name)
+    return FULL.get(name, name)
 
 
 def _stack_slot(state: State, instruction: Any, operand: Any) -> int | None:
@@ -246,7 +247,7 @@ def _stack_slot(state: State, instruction: Any, operand: Any) -> int | None:
     memory = operand.mem
     if not memory.base or memory.index or memory.segment:
         return None
-    base = state.get(_FULL.get(instruction.reg_name(memory.base), ""))
+    base = state.get(FULL.get(instruction.reg_name(memory.base), ""))
     return base[1] + memory.disp if isinstance(base, tuple) else None
 
 
@@ -343,7 +344,7 @@ def _other(state: State, instruction: Any, name: str) -> None:
                 # A repeated store goes on upwards; at most to the return address.
                 _forget_slots(state, slot, max(operand.size, -slot) if "rep" in instruction.mnemonic else operand.size)
     for register in written:
-        state.pop(_FULL.get(register, register), None)
+        state.pop(FULL.get(register, register), None)
 
 
 def _initial(arguments: Iterable[str]) -> State:
@@ -377,7 +378,7 @@ class Function:
         self.arguments = arguments
         self._preserved = _GO_PRESERVED if arguments is GO_ARGUMENTS else _C_PRESERVED
         code = elf.read(start, self.end - start)
-        self.instructions: dict[int, Any] = {i.address: i for i in _disassembler(detail=True).disasm(code, start)}
+        self.instructions: dict[int, Any] = {i.address: i for i in disassembler(detail=True).disasm(code, start)}
         self.targets: set[int] = set()
         """Where branches land: those of the function, and those of parts of it that the compiler moved elsewhere."""
         self.switches = False
@@ -418,7 +419,7 @@ class Function:
             if bounds is None or bounds[1] - bounds[0] > _LARGEST:
                 continue
             code = self.elf.read(bounds[0], bounds[1] - bounds[0])
-            for _, _, mnemonic, operand in _disassembler(detail=False).disasm_lite(code, bounds[0]):
+            for _, _, mnemonic, operand in disassembler(detail=False).disasm_lite(code, bounds[0]):
                 if mnemonic[0] == "j" and operand.startswith("0x") and self.start <= int(operand, 16) < self.end:
                     self.targets.add(int(operand, 16))
 
@@ -546,7 +547,7 @@ class Function:
             instruction = self.instructions.get(address)
             target = None if instruction is None else branch_target(instruction)
             if target is not None and not self.start <= target < self.end:
-                yield _behind_stub(self.elf, target), state
+                yield behind_stub(self.elf, target), state
 
 
 def branch_target(instruction: Any) -> int | None:
@@ -558,12 +559,12 @@ def branch_target(instruction: Any) -> int | None:
     return None
 
 
-def _behind_stub(elf: Elf, address: int) -> int:
+def behind_stub(elf: Elf, address: int) -> int:
     """Return the function that a PLT stub leads to if the file itself defines it, else the address as it is."""
     section = elf.section_at(address)
     if section is None or not section.name.startswith(".plt"):
         return address
-    for instruction in _disassembler(detail=True).disasm(elf.read(address, 16), address):
+    for instruction in disassembler(detail=True).disasm(elf.read(address, 16), address):
         if instruction.mnemonic.endswith("jmp") and instruction.operands[0].type == x86.X86_OP_MEM:
             name = elf.imported(instruction.address + instruction.size + instruction.operands[0].mem.disp)
             symbol = elf.symbols([name]).get(name) if name else None

@@ -9,8 +9,10 @@ printed and written as JSON; names are compared as bytes, before that.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,6 +73,7 @@ class Hierarchy(NamedTuple):
         if not f"{path}/".startswith(f"{top}/") or ".." in below.split("/"):
             return None
         return self.directory + below.rstrip("/")
+
 
 
 def _path(root: Path, *parts: object) -> Path:
@@ -153,6 +156,15 @@ def exe(pid: int, *, root: Path = ROOT) -> str | None:
     """Return the program's path: in a container as the container sees it. None for a kernel thread."""
     link = _read_link(_path(root, pid, "exe"))
     return None if link is None else _text(os.fsencode(link.removesuffix(_DELETED)))
+
+
+def may_look_into(pid: int, *, root: Path = ROOT) -> bool:
+    """Return whether this process may see what that one has mapped and open (ptrace(2), access mode checking)."""
+    try:
+        with _path(root, pid, "maps").open("rb"):
+            return True
+    except OSError:
+        return False
 
 
 def cmdline(pid: int, *, root: Path = ROOT) -> tuple[str, ...] | None:
@@ -244,7 +256,8 @@ def hierarchies(*, root: Path = ROOT) -> tuple[Hierarchy, ...]:
 # -- AF_UNIX --------------------------------------------------------------------------------------------------------
 
 
-def _socket_inodes(pid: int, root: Path) -> set[int]:
+def socket_inodes(pid: int, *, root: Path = ROOT) -> set[int]:
+    """Return the inodes of the sockets that a process has open."""
     directory = _path(root, pid, "fd")
     links = (_read_link(directory / str(number)) or "" for number in _numbers(directory))
     return {int(link[8:-1]) for link in links if link.startswith("socket:[")}
@@ -261,6 +274,68 @@ def any_listens_on_unix(processes: Iterable[int], *, root: Path = ROOT) -> bool:
             rows = (line.split() for line in (_read(_path(root, pid, "net", "unix")) or b"").splitlines()[1:])
             # Num RefCount Protocol Flags Type St Inode [Path]
             listening[namespace] = {int(row[6]) for row in rows if int(row[3], 16) & _LISTENS}
-        if listening[namespace] and not listening[namespace].isdisjoint(_socket_inodes(pid, root)):
+        if listening[namespace] and not listening[namespace].isdisjoint(socket_inodes(pid, root=root)):
             return True
     return False
+
+
+# -- TCP ------------------------------------------------------------------------------------------------------------
+
+_TCP_LISTEN = "0A"
+"""TCP_LISTEN in the st column of /proc/net/tcp (include/net/tcp_states.h)."""
+
+
+class Listener(NamedTuple):
+    """A TCP socket that a process accepts connections on."""
+
+    ip: str
+    """"0.0.0.0" or "::" for every address."""
+    port: int
+
+
+def _address(spelled: str) -> Listener:
+    """Return "0100007F:1F90" as 127.0.0.1, 8080: words of 32 bits in the machine's order, then the port."""
+    words, port = spelled.split(":")
+    raw = b"".join(
+        int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8)
+    )
+    address = ipaddress.ip_address(raw)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return Listener(str(mapped or address), int(port, 16))
+
+
+def _tcp_rows(pid: int, root: Path) -> Iterator[list[str]]:
+    """Yield the columns of each TCP socket in a process's network namespace: local address 1, state 3, inode 9."""
+    for table in ("tcp", "tcp6"):
+        for line in (_read(_path(root, pid, "net", table)) or b"").decode("ascii", "replace").splitlines()[1:]:
+            fields = line.split()
+            # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode ...
+            if len(fields) > 9:
+                yield fields
+
+
+def _listening(pid: int, root: Path) -> dict[int, Listener]:
+    """Return the listening sockets of a process's network namespace, by inode."""
+    return {int(row[9]): _address(row[1]) for row in _tcp_rows(pid, root) if row[3] == _TCP_LISTEN}
+
+
+def tcp_connections(pid: int, *, root: Path = ROOT) -> set[int]:
+    """Return the inodes of the TCP sockets that a process has open, without those that listen."""
+    inodes = {int(row[9]) for row in _tcp_rows(pid, root) if row[3] != _TCP_LISTEN}
+    return inodes & socket_inodes(pid, root=root)
+
+
+def tcp_listeners(processes: Iterable[int], *, root: Path = ROOT) -> dict[int, tuple[Listener, ...]]:
+    """Return the TCP sockets that these processes listen on, by process; those that may not be read are left out."""
+    namespaces: dict[str, dict[int, Listener]] = {}  # whose tables are read once
+    found = {}
+    for pid in processes:
+        namespace = _read_link(_path(root, pid, "ns", "net"))
+        if namespace is None:
+            continue
+        if namespace not in namespaces:
+            namespaces[namespace] = _listening(pid, root)
+        listening = namespaces[namespace]
+        held = socket_inodes(pid, root=root) if listening else set()
+        found[pid] = tuple(sorted({listening[inode] for inode in held & listening.keys()}, key=lambda one: one[::-1]))
+    return found

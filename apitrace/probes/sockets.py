@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apitrace.errors import PlatformError, TargetError
-from apitrace.probes import events
+from apitrace.probes import events, procfs
 from apitrace.probes.btf import Btf
 from apitrace.probes.kernel import Kernel
+from apitrace.probes.libraries import Libraries
 from apitrace.probes.loader import Attachment, Settings, load
+from apitrace.probes.stops import Stops
+from apitrace.probes.tls import PROGRAMS, TlsProbes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,10 +49,15 @@ _ALWAYS = (
     Attachment("sched_process_exit", "on_exit"),
 )
 _CLOSE = Attachment("sys_enter", "on_sys_enter")
+_BIRTHS = Attachment("page_fault_user", "on_page_fault")
+_BIRTHS_ELSEWHERE = Attachment("sys_exit", "on_page_fault")
+"""Where the architecture has no such tracepoint: the child's return from fork is its first of these."""
 _BY_NAME = b"\1"
 _BY_CGROUP = b"\2"
 _YES = b"\1"
 _PID = struct.Struct("=I")
+_FIRST = struct.pack("=I", 0)
+"""The key of an array's first entry."""
 _U16 = struct.Struct("=H")
 _PRIORITY = -10
 """Of nice(2)."""
@@ -80,13 +88,16 @@ class LiveSource:
         ring_bytes: int = 32 << 20,
         named: Callable[[], Iterable[int]] | None = None,
         members: Callable[[], Iterable[int]] = tuple,
+        libraries: Libraries | None = None,
+        commanded: bool = False,
         unix_listeners: Callable[[Iterable[int]], bool] = lambda _: False,
     ) -> None:
         """Prepare; nothing is loaded yet.
 
         `describe(pid)` says (comm, exe, container), or None if the process is gone. `named()` and `members()` read
         again which processes the targets' pids and names stand for, and which the cgroups hold. `unix_listeners(pids)`
-        says whether one of these listens on an AF_UNIX socket.
+        says whether one of these listens on an AF_UNIX socket. `libraries` finds TLS in processes. `commanded`: the
+        targets are a command of ours, so all of them may be stopped while probes are placed.
         """
         self._targets = targets
         self._narrowing = narrowing
@@ -96,6 +107,18 @@ class LiveSource:
         self._named = named or (lambda: targets.pids)
         self._members = members
         self._unix_listeners = unix_listeners
+        self._libraries = libraries or Libraries()
+        self._commanded = commanded
+        self._tls: TlsProbes | None = None
+        self._stops: Stops | None = None
+        self._sockets: dict[int, int] = {}
+        """Connection -> inode of its socket, in processes in which BIO_write is probed."""
+        self._old_sockets: dict[int, set[int]] = {}
+        """Process -> inodes of those of its sockets that may carry TLS sessions from before the capture. Of TCP: event
+        loops have a pair of AF_UNIX sockets for themselves, and TLS on such is rare."""
+        self._looked = 0
+        self._born_watched = False
+        self._news: list[bytes] = []
         self._raw: list[bytes] = []
         self._known: set[bytes] = set()
         self._closes_watched = False
@@ -113,16 +136,17 @@ class LiveSource:
             message = "this kernel has no sock_send_length tracepoint (Linux 6.3 and newer have): leave --hook out"
             raise PlatformError(message)
         targets = self._targets
-        switches = {"SELF_PID": os.getpid(), "FOLLOW": int(targets.follow)}
+        stop = 0 if targets.everything else 2 if self._commanded else 1
+        switches = {"FOLLOW": int(targets.follow), "STOP": stop}
         plan = _HOOKS[hook] + _ALWAYS
-        maps = ["targets", "verdicts", "counters"]
+        self._births = _BIRTHS if btf.has_tracepoint(_BIRTHS.tracepoint) else _BIRTHS_ELSEWHERE
+        births = () if targets.everything else (self._births.program,)
         if hook == "sys_exit":
             switches["HOOK_SYS_EXIT"] = 1
         if targets.everything:
             switches["TARGET_ALL"] = 1
         if targets.cgroups:
             switches["TARGET_CGROUPS"] = 1
-            maps.append("cgroups")
             hierarchies = 0
             for cgroup in targets.cgroups:
                 hierarchies |= 1 << cgroup.hierarchy
@@ -130,16 +154,15 @@ class LiveSource:
             plan += (Attachment("cgroup_attach_task", "on_cgroup_attach_task"),)
         if targets.comms:
             switches["TARGET_COMMS"] = 1
-            maps.append("comms")
             plan += (Attachment("task_rename", "on_task_rename"),)
         if self._narrowing.ports:
             switches["FILTER_PORTS"] = 1
-            maps.append("ports")
         if self._narrowing.hosts:
             switches["FILTER_HOSTS"] = 1
-            maps.append("hosts")
-        programs = tuple(row.program for row in (*plan, _CLOSE))
-        self._kernel = load(Settings(switches, programs, tuple(maps), self._ring_bytes), btf)
+        programs = (*(row.program for row in (*plan, _CLOSE)), *births)
+        self._kernel = load(Settings(switches, programs, PROGRAMS, self._ring_bytes), btf)
+        self._stops = Stops(self._kernel)
+        self._tls = TlsProbes(self._kernel, self._libraries, everything=targets.everything)
         self._fill_filters()
         self._kernel.open_ring(self._on_record)
         for row in plan:
@@ -156,6 +179,8 @@ class LiveSource:
             raise TargetError(message)
         if self._unix_listeners(self.target_pids()):
             self._watch_closes()
+        for pid in procfs.pids() if targets.everything else self.target_pids():
+            self._look(pid)
         # The reader must run while the targets keep every core busy: measured, 4 of 6 runs at nice 0 lost events that
         # none lost at -10.
         with contextlib.suppress(OSError):
@@ -169,6 +194,8 @@ class LiveSource:
 
     def _fill_filters(self) -> None:
         kernel = self._loaded()
+        if self._targets.everything:
+            kernel.update("self", _FIRST, _PID.pack(os.getpid()))
         for cgroup in self._targets.cgroups:
             kernel.update("cgroups", struct.pack("=QQ", cgroup.inode, cgroup.hierarchy), _YES)
         for comm in self._targets.comms:
@@ -201,6 +228,72 @@ class LiveSource:
             or self.target_pids()
         )
 
+    # -- TLS ---------------------------------------------------------------------------------------------------------
+
+    def _look(self, pid: int, *, fresh: bool = False) -> None:
+        """Place the TLS probes that a process lacks; tell what is new of it."""
+        assert self._tls is not None  # noqa: S101 - for the type checker: it has been started
+        found = self._tls.look(pid, fresh=fresh)
+        if found is None:
+            return
+        if found.probed and self._targets.follow and not self._targets.everything and not self._born_watched:
+            self._born_watched = True
+            self._loaded().attach(self._births.tracepoint, self._births.program)
+        if self._tls.watches_bio(pid) and pid not in self._old_sockets:
+            self._old_sockets[pid] = procfs.tcp_connections(pid)
+        placed = events.ProbesPlaced(
+            time.monotonic_ns(), pid, tuple(found.libraries.items()), found.unreadable, found.probed
+        )
+        self._news.append(events.encode_probes(placed))
+
+    def _tend(self, record: bytes, kind: int, pid: int) -> None:
+        """See to the TLS probes of a process that has begun, exec'd, mapped a library or ended."""
+        assert self._tls is not None  # noqa: S101 - as above
+        if kind == events.EXIT:
+            self._tls.forget(pid)
+            self._old_sockets.pop(pid, None)
+            return
+        if kind == events.EXEC:
+            self._tls.forget(pid)
+        self._look(pid, fresh=kind in _BEGINNINGS or self._tls.is_fresh(pid))
+        if record[1] & events.FLAG_STOPPED and self._stops is not None:
+            self._stops.release(pid, events.HEAD.unpack_from(record)[6])
+
+    def _tend_bio(self, record: bytes, kind: int, pid: int) -> None:
+        """Probe BIO_write for as long as there may be sessions whose handshake was not seen, and no longer."""
+        tls = self._tls
+        assert tls is not None  # noqa: S101 - as above
+        if kind == events.SOCKET:
+            seen = events.decode(record)
+            if isinstance(seen, events.SocketSeen) and pid in self._old_sockets:
+                self._sockets[seen.conn] = seen.inode
+            return
+        session = events.decode(record)
+        if not isinstance(session, events.SessionSeen):
+            return
+        if session.conn and not session.by_bytes:
+            tls.leave_bio(pid)  # its sessions are tied by its own socket calls
+            self._old_sockets.pop(pid, None)
+        elif session.conn:
+            self._old_sockets.get(pid, set()).discard(self._sockets.pop(session.conn, 0))
+        elif not tls.watches_bio(pid) and not self._targets.everything:
+            tls.watch_bio(pid)
+            self._old_sockets[pid] = procfs.tcp_connections(pid)
+
+    def _review_bio(self) -> None:
+        """Leave BIO_write in processes all of whose old sockets are known or gone."""
+        for pid, inodes in list(self._old_sockets.items()):
+            inodes.intersection_update(procfs.socket_inodes(pid))
+            if not inodes and self._tls is not None:
+                self._tls.leave_bio(pid)
+                del self._old_sockets[pid]
+
+    @property
+    def tls(self) -> TlsProbes:
+        """The TLS probes, to be asked what is in place."""
+        assert self._tls is not None  # noqa: S101 - as above
+        return self._tls
+
     def _watch_closes(self) -> None:
         if not self._closes_watched:
             self._closes_watched = True
@@ -218,8 +311,10 @@ class LiveSource:
         return -1 if len(raw) >= _BATCH else 0  # libbpf stops behind this record
 
     def poll(self, timeout_ms: int) -> list[bytes]:
-        """Return the raw events of the last `timeout_ms` at most, in order."""
-        self._loaded().poll(timeout_ms)
+        """Return the raw events of the last `timeout_ms` at most, in order. Raises PlatformError, once, if lost."""
+        kernel = self._loaded()
+        kernel.uprobes.check()
+        kernel.poll(timeout_ms)
         raw, self._raw = self._raw, []
         known = self._known
         out: list[bytes] = []
@@ -230,6 +325,15 @@ class LiveSource:
             if pid not in known or kind in _RARE:
                 self._introduce(record, kind, pid, out)
             add(record)
+        now = time.monotonic_ns()
+        if now - self._looked > _REVIEW_NS:
+            self._looked = now
+            self._review_bio()
+            if self._tls is not None:
+                self._tls.review()
+        if self._news:
+            out[:0] = self._news
+            self._news.clear()
         return out
 
     # -- rare: once per process or socket ---------------------------------------------------------------------------
@@ -237,6 +341,10 @@ class LiveSource:
     def _introduce(self, record: bytes, kind: int, raw_pid: bytes, out: list[bytes]) -> None:
         """Say who a process is before its first event, and again after exec."""
         pid = _PID.unpack(raw_pid)[0]
+        if kind in _TENDED:
+            self._tend(record, kind, pid)
+        elif kind in (events.SOCKET, events.SESSION):
+            self._tend_bio(record, kind, pid)
         if kind == events.EXIT:
             self._known.discard(raw_pid)
             return
@@ -244,8 +352,10 @@ class LiveSource:
             self._watch_closes()
         if raw_pid in self._known and kind != events.EXEC:
             return
-        if kind in (events.STATE, events.FORK):  # says nothing that needs a name
+        if kind in _NAMELESS:
             return
+        if kind in (events.SOCKET, events.CHUNK) and not self._targets.everything:
+            self._look(pid)  # it has become a target without fork or exec: by a move into a cgroup, or a name
         self._known.add(raw_pid)
         described = self._describe(pid) or self._described_by(record, kind)
         at = events.HEAD.unpack_from(record)[6]
@@ -281,10 +391,24 @@ class LiveSource:
     def stop(self) -> None:
         """Detach. What is in the ring buffer can still be polled."""
         if self._kernel is not None:
-            self._kernel.detach()
+            self._kernel.detach(returns_under_way=self._tls is not None and self._tls.call_under_way())
+        if self._stops is not None:
+            self._stops.close()
+
+    def close(self) -> None:
+        """Detach, and free what the kernel holds for the capture: that is the end of it."""
+        self.stop()
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = self._tls = None
 
 
-_RARE = frozenset({events.SOCKET, events.EXEC, events.EXIT})
+_RARE = frozenset({events.SOCKET, events.EXEC, events.EXIT, events.SESSION, events.LOADED, events.BORN})
+_TENDED = frozenset({events.EXEC, events.EXIT, events.LOADED, events.BORN})
+_NAMELESS = frozenset({events.STATE, events.FORK, events.LOADED, events.BORN})
+"""Events of which the name of their process is not told; it may yet get another one before it is."""
+_BEGINNINGS = frozenset({events.EXEC, events.BORN})
+_REVIEW_NS = 1_000_000_000
 
 
 def _mapped(host: str) -> bytes:

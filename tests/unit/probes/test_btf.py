@@ -92,4 +92,4 @@ def test_an_unknown_kind_is_one_clear_error() -> None:
     blob = Blob()
     blob.add("x", 30, 0)
     with pytest.raises(PlatformError, match="a kind that is not known: 30"):
-        Btf(blob.bytes())
+        Btf(blob.bytes()).offset("x", "y")

@@ -35,6 +35,12 @@ int main(void) {
     SHOW(chunk_event, seq) SHOW(chunk_event, missing)
     SHOW(state_event, old_state) SHOW(state_event, error) SHOW(state_event, egress_seq) SHOW(state_event, received_seq)
     SHOW(state_event, local_port) SHOW(exec_event, comm) SHOW(exec_event, filename) SHOW(fork_event, child)
+    SHOW(session_event, handle) SHOW(session_event, socket) SHOW(session_event, egress_seq)
+    SHOW(session_event, ingress_seq) SHOW(session_event, point) SHOW(session_event, source)
+    SHOW(session_event, alpn_len) SHOW(session_event, alpn) SHOW(session_event, comm)
+    printf("session_event %zu\\nTIE_BIO %d\\n", sizeof(struct session_event), TIE_BIO);
+    printf("types %d%d%d%d\\n", EVENT_SESSION, EVENT_FREED, EVENT_LOADED, EVENT_BORN);
+    printf("flags %d\\n", FLAG_PLAINTEXT | FLAG_PROBED << 4 | FLAG_WHOLE << 8 | FLAG_STOPPED << 12);
 }
 """
 
@@ -64,6 +70,14 @@ def test_the_layout_is_the_c_compilers(tmp_path: Path) -> None:
         "state_event.old_state": head, "state_event.error": head + 4, "state_event.egress_seq": head + 8,
         "state_event.received_seq": head + 16, "state_event.local_port": head + 20,
         "exec_event.comm": head, "exec_event.filename": head + 16, "fork_event.child": head,
+        "session_event.handle": head, "session_event.socket": head + 8, "session_event.egress_seq": head + 16,
+        "session_event.ingress_seq": head + 20, "session_event.point": head + 24, "session_event.source": head + 28,
+        "session_event.alpn_len": head + 32, "session_event.alpn": head + 40, "session_event.comm": head + 56,
+        "session_event": head + 72, "TIE_BIO": events._TIE_BIO,
+        "types": int(f"{events.SESSION}{events.FREED}{events.LOADED}{events.BORN}"),
+        "flags": (
+            events.FLAG_PLAINTEXT | events.FLAG_PROBED << 4 | events.FLAG_WHOLE << 8 | events.FLAG_STOPPED << 12
+        ),
     }  # fmt: skip
 
 
@@ -118,6 +132,99 @@ def test_state_exec_fork_exit_and_close() -> None:
     assert events.decode(head(events.CLOSED)) == events.SocketClosed(99, 7, 55)
 
 
+@pytest.mark.parametrize(("flag", "plaintext"), [(0, False), (events.FLAG_PLAINTEXT, True)])
+def test_a_chunk_says_whether_it_is_plaintext_of_a_session(flag: int, plaintext: bool) -> None:
+    raw = head(events.CHUNK, flag | events.FLAG_EOF, 0) + struct.pack("=II", 7, 0)
+    assert events.decode(raw) == events.Chunk(99, 7, 8, 55, False, 7, b"", 0, eof=True, plaintext=plaintext)
+
+
+def session_event(source: int, alpn: bytes = b"", alpn_len: int | None = None, flags: int = 0) -> bytes:
+    size = len(alpn) if alpn_len is None else alpn_len
+    return head(events.SESSION, flags) + struct.pack(
+        "=QQIIIIII16s16s", 0x7F0012345678, 64, 1, 2, 3, source, size, 0, alpn, b"python3\0junk"
+    )
+
+
+def test_a_session_names_its_socket_how_that_was_told_and_its_protocol() -> None:
+    whole = session_event(1, b"http/1.1", flags=events.FLAG_WHOLE)
+    assert events.decode(whole) == events.SessionSeen(
+        at=99, pid=7, tid=8, session=55, handle=0x7F0012345678, conn=64, egress_seq=1, ingress_seq=2, point=3,
+        by_bytes=False, whole=True, alpn="http/1.1", comm="python3",
+    )  # fmt: skip
+    by_bytes = events.decode(session_event(2))
+    assert isinstance(by_bytes, events.SessionSeen)
+    assert (by_bytes.by_bytes, by_bytes.whole, by_bytes.alpn) == (True, False, None)
+    untied = events.decode(session_event(0))
+    assert isinstance(untied, events.SessionSeen)
+    assert untied.by_bytes is False
+
+
+@pytest.mark.parametrize(
+    ("alpn", "size", "shown"),
+    [
+        (b"h2", 2, "h2"), (b"h2\xff", 3, "h2\\xff"), (b"h2-and-more-of-it", 0xFFFF_FFFF, "h2-and-more-of-i"),
+        (b"h2", 0, None),
+    ],
+)
+def test_a_protocol_of_a_session_is_as_long_as_it_says_and_no_longer_than_its_place(
+    alpn: bytes, size: int, shown: str | None
+) -> None:
+    seen = events.decode(session_event(1, alpn, size))
+    assert isinstance(seen, events.SessionSeen)
+    assert seen.alpn == shown
+
+
+def test_freed_loaded_and_born() -> None:
+    assert events.decode(head(events.FREED)) == events.SessionFreed(99, 7, 55)
+    assert events.decode(head(events.LOADED, events.FLAG_STOPPED)) == events.Watched(99, 7)
+    assert events.decode(head(events.BORN)) == events.Watched(99, 7)
+
+
+def test_a_socket_says_whether_its_process_was_probed_when_it_was_first_used() -> None:
+    raw = bytearray(socket_event(socket.AF_INET, bytes(4), bytes(4)))
+    for flags, probed in ((0, False), (events.FLAG_PROBED, True), (events.FLAG_CONNECTED, False)):
+        raw[1] = flags
+        seen = events.decode(bytes(raw))
+        assert isinstance(seen, events.SocketSeen)
+        assert seen.probed is probed
+
+
+@pytest.mark.parametrize(
+    "placed",
+    [
+        events.ProbesPlaced(5, 6, (), (), probed=False),
+        events.ProbesPlaced(5, 6, ((0, "OpenSSL 3.0.15"), (8191, "GnuTLS 3.7.9")), (), probed=True),
+        events.ProbesPlaced(5, 0xFFFF_FFFF, (), ("JSSE: not readable", "crypto/tls go1.4: zu alt: ä"), probed=False),
+    ],
+)
+def test_what_tls_was_found_in_a_process_survives_the_round_trip(placed: events.ProbesPlaced) -> None:
+    raw = events.encode_probes(placed)
+    assert raw[0] == events.PROBES
+    assert events.HEAD.unpack_from(raw)[5] == len(raw) - events.HEAD.size
+    assert events.decode(raw) == placed
+    assert events.used_size(raw) == len(raw)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b'{"libraries": [], "unreadable": [], "prob', b'{"libraries": [], "unreadable": []}',
+        b'{"libraries": [[1]], "unreadable": [], "probed": true}',
+        b'{"libraries": 1, "unreadable": [], "probed": true}',
+        b'{"libraries": [["x", "y"]], "unreadable": [], "probed": true}',
+        b'{"libraries": [[null, "y"]], "unreadable": [], "probed": true}',
+        b'{"libraries": [], "unreadable": 7, "probed": true}', b"null",
+    ],
+)  # fmt: skip
+def test_what_is_no_account_of_the_tls_found_is_the_one_error(body: bytes) -> None:
+    with pytest.raises(events.EventError):
+        events.decode(head(events.PROBES) + body)
+
+
+def test_recordings_of_both_abis_are_read() -> None:
+    assert (events.EVENT_ABI, events.EVENT_ABIS) == (2, (1, 2))
+
+
 def test_what_user_space_adds_survives_the_round_trip() -> None:
     container = Container("3f2a", "web", "nginx:1", "docker", None, None, (("a", "b"),))
     seen = events.ProcessSeen(5, 6, "nginx", "/usr/sbin/nginx", container)
@@ -134,7 +241,7 @@ def test_any_bytes_are_an_event_or_the_one_error(raw: bytes) -> None:
         assert isinstance(events.decode(raw), tuple)
 
 
-@pytest.mark.parametrize("kind", [events.SOCKET, events.CHUNK, events.STATE, events.EXEC, events.FORK])
+@pytest.mark.parametrize("kind", [events.SOCKET, events.CHUNK, events.STATE, events.EXEC, events.FORK, events.SESSION])
 def test_an_event_cut_short_is_the_one_error(kind: int) -> None:
     with pytest.raises(events.EventError):
         events.decode(head(kind))

@@ -358,6 +358,20 @@ def test_a_file_that_goes_while_it_is_looked_at_is_passed_over(
     assert Libraries(process.proc).stacks(PID) == []
 
 
+def test_a_file_that_could_not_be_opened_through_one_process_is_judged_through_the_next(
+    process: FakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ended meanwhile, and with it the path; the file has not changed."""
+    process.file("/usr/lib/libssl.so.3", LIBSSL)
+    inspect, gone = libraries._inspect, [True]
+    monkeypatch.setattr(
+        libraries, "_inspect", lambda file, size: inspect("/nowhere" if gone.pop() else file, size) if gone
+        else inspect(file, size)
+    )  # fmt: skip
+    finder = Libraries(process.proc)
+    assert [len(finder.stacks(PID)) for _ in range(2)] == [0, 1]
+
+
 def test_the_tests_own_interpreter_can_be_asked_about() -> None:
     assert sys.executable
     assert {found.path for found in Libraries().mapped(os.getpid())} >= {str(Path("/proc/self/exe").resolve())}

@@ -19,8 +19,8 @@ directory = loader.source_directory()
 os.environ["BCC_KERNEL_SOURCE"] = str(directory / "headers")
 import bcc
 flags = [f"-DOFF_{s}_{p.replace('.', '_') if s == 'cgroup' else p.rsplit('.', 1)[-1]}=8" for s, p in loader._OFFSETS]
-flags += ["-DOFF_FILE_COUNT=8", "-DFILE_COUNT_ONE=1", "-DSELF_PID=1", "-DFOLLOW=1", "-DRING_PAGES=16",
-          "-DRING_WAKE_BYTES=4096", "-DCOPY_LIMIT=1048576", "-DCGROUP_HIERARCHIES=1"]
+flags += ["-DOFF_FILE_COUNT=8", "-DFILE_COUNT_ONE=1", "-DFOLLOW=1", "-DRING_PAGES=16",
+          "-DRING_WAKE_BYTES=4096", "-DCOPY_LIMIT=1048576", "-DCGROUP_HIERARCHIES=1", "-DSTOP=1"]
 flags += [f"-D{switch}=1" for switch in switches]
 bcc.BPF(text=loader.program_text(directory, machine).encode(), cflags=flags)
 print("compiled")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from apitrace.probes import procfs
-from apitrace.probes.procfs import Hierarchy, Membership, Stat
+from apitrace.probes.procfs import Hierarchy, Listener, Membership, Stat
 
 
 @contextlib.contextmanager
@@ -241,3 +241,61 @@ def test_of_a_hierarchy_that_is_mounted_twice_the_wider_view_counts(tmp_path: Pa
 )
 def test_a_cgroups_directory_is_found_below_what_is_mounted(top: str, path: str, directory: str | None) -> None:
     assert Hierarchy(0, (), "/cg", top).directory_of(path) == directory
+
+
+def test_tcp_connections_are_told_from_listeners_and_other_sockets() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        before = procfs.tcp_connections(os.getpid())
+        with socket.create_connection(listener.getsockname()) as client:
+            more = procfs.tcp_connections(os.getpid()) - before
+            assert more == {os.fstat(client.fileno()).st_ino}
+        assert os.fstat(listener.fileno()).st_ino not in before
+        assert os.fstat(datagrams.fileno()).st_ino not in before
+    assert procfs.tcp_connections(GONE) == set()
+
+
+# -- TCP ------------------------------------------------------------------------------------------------------------
+
+TCP_HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+QUEUES = "00000000:00000000 00:00000000 00000000     0        0"
+TCP_LISTENS = f"   0: 0100007F:1F90 00000000:0000 0A {QUEUES} {{}} 1 0 100 0 0 10 0\n"
+TCP_TALKS = f"   1: 0100007F:D2F0 0100007F:1F90 01 {QUEUES} {{}} 1 0 20 4 30 10 -1\n"
+TCP6_LISTENS = f"   0: {{:032}}:01BB {'0' * 32}:0000 0A {QUEUES} {{}} 1 0 100 0 0 10 0\n"
+
+
+def made_process(
+    root: Path, pid: int, *, sockets: tuple[int, ...], namespace: str, tcp: str = "", tcp6: str = ""
+) -> None:
+    directory = root / "proc" / str(pid)
+    for name in ("ns", "fd", "net"):
+        (directory / name).mkdir(parents=True)
+    (directory / "ns/net").symlink_to(namespace)
+    for number, inode in enumerate(sockets):
+        (directory / f"fd/{number}").symlink_to(f"socket:[{inode}]")
+    (directory / "net/tcp").write_text(TCP_HEAD + tcp)
+    (directory / "net/tcp6").write_text(TCP_HEAD + tcp6)
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the recorded lines are of a little-endian machine")
+def test_listeners_are_those_whose_socket_a_process_holds_in_its_own_network(tmp_path: Path) -> None:
+    tcp = TCP_LISTENS.format(11) + TCP_TALKS.format(12)
+    mapped = "0000000000000000FFFF0000" + "0100007F"
+    tcp6 = TCP6_LISTENS.format(0, 13) + TCP6_LISTENS.format(0, 14).replace("0" * 32, mapped, 1)
+    made_process(tmp_path, 1, sockets=(11, 12, 13), namespace="net:[1]", tcp=tcp, tcp6=tcp6)
+    made_process(tmp_path, 2, sockets=(14, 99), namespace="net:[1]")  # the same network: read once, by way of the first
+    made_process(tmp_path, 3, sockets=(11,), namespace="net:[2]")  # another one: its own tables, which are empty
+    assert procfs.tcp_listeners([1, 2, 3, 4], root=tmp_path) == {
+        1: (Listener("::", 443), Listener("127.0.0.1", 8080)),
+        2: (Listener("127.0.0.1", 443),),
+        3: (),
+    }
+
+
+def test_lines_that_are_cut_short_are_passed_over(tmp_path: Path) -> None:
+    made_process(tmp_path, 1, sockets=(11,), namespace="net:[1]", tcp="   0: 0100007F:1F90\n\n")
+    assert procfs.tcp_listeners([1], root=tmp_path) == {1: ()}
+
+
+def test_a_process_of_ones_own_may_be_looked_into_and_one_that_is_gone_may_not() -> None:
+    assert procfs.may_look_into(os.getpid())
+    assert not procfs.may_look_into(GONE)
