@@ -18,31 +18,42 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-import zlib
 from typing import TYPE_CHECKING
 
-import brotli  # type: ignore[import-untyped]  # ships no stubs, and there are none
-import zstandard
-
-from apitrace.connection import ConnectFailed, Gone, Unordered
+from apitrace.connection import ConnectFailed, Gone, Unordered, Unreadable
 from apitrace.exchange import (
     Connection,
     Container,
     Endpoint,
     Exchange,
     Failure,
-    Header,
+    Grpc,
     Headers,
+    Outcome,
     Process,
+    Progress,
     Request,
     Response,
     Timing,
 )
-from apitrace.protocols.decoder import CLIENT, Data, End, Failed, Lost, RequestHead, ResponseHead, Side, Trailers
+from apitrace.options import STREAMING, CallOptions
+from apitrace.protocols import grpc
+from apitrace.protocols.codings import CODING_HEADERS, decompressed
+from apitrace.protocols.decoder import (
+    CLIENT,
+    SERVER,
+    Data,
+    End,
+    Failed,
+    Lost,
+    RequestHead,
+    ResponseHead,
+    Side,
+    Switched,
+    Trailers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from apitrace.connection import AnyMessage, Batch, TrackedConnection
     from apitrace.stats import Stats
 
@@ -54,11 +65,7 @@ KEPT_LIMIT = 48 << 20
 """Body bytes kept of all open exchanges together: a third of the 150 MB that the program may have resident. That is 768
 bodies of the default snap length (64 KiB) at once. Over it bodies are cut, as by the snap length."""
 
-CODINGS_LIMIT = 4
-"""Content codings undone. More than two are not met outside attacks (curl gives up over 5: CVE-2022-32206)."""
-
-ZSTD_WINDOW_LIMIT = 8 << 20
-"""Bytes. The largest window that a zstd content coding may use: RFC 9659."""
+_SIDES = {CLIENT: "client", SERVER: "server"}
 
 _UNSEEN = "request.body"
 """Unknown in a RequestHead without a method: then nothing of the request was seen."""
@@ -94,6 +101,9 @@ class _Draft:
     request_trailers: Headers = ()
     response_trailers: Headers = ()
     lost = 0
+    call: grpc.Call | None = None
+    so_far: Exchange | None = None
+    """What was last shown of it while it is open."""
 
     def __init__(self, number: int, process: Process, request: RequestHead) -> None:
         self.number = number
@@ -131,25 +141,31 @@ class _Calls:
 class Assembler:
     """Turns messages into exchanges."""
 
-    def __init__(self, *, stats: Stats, clock_offset_ns: int, snaplen: int) -> None:
-        """`clock_offset_ns`: Unix time minus the events' clock. `snaplen`: body bytes kept per message."""
+    def __init__(
+        self, *, stats: Stats, clock_offset_ns: int, snaplen: int, calls: CallOptions | None = None
+    ) -> None:
+        """`clock_offset_ns`: Unix time minus the events' clock. `snaplen`: body bytes kept per message.
+
+        `calls` says what to make of the messages of gRPC calls, and which to return as they pass.
+        """
         self._stats = stats
         self._offset = clock_offset_ns
         self._snaplen = snaplen
+        self._terms = grpc.Terms(grpc.Room(), clock_offset_ns, snaplen, calls or CallOptions())
         self._calls: dict[int, _Calls] = {}
         self._open = 0
         self._kept = 0
 
     # -- hot: once per batch, and once per exchange ----------------------------------------------------------------
 
-    def feed(self, batch: Batch) -> list[Exchange]:
-        """Take the messages that one event gave; return the exchanges that are over."""
+    def feed(self, batch: Batch) -> list[Outcome]:
+        """Take the messages that one event gave; return the exchanges that are over, and what else is wanted."""
         connection, pid, tid, messages = batch
         calls = self._calls.get(connection.number)
         if calls is None:
             calls = self._calls[connection.number] = _Calls(connection)
         drafts = calls.drafts
-        done: list[Exchange] = []
+        done: list[Outcome] = []
         for message in messages:
             if isinstance(message, End):
                 stream, at, side = message
@@ -166,7 +182,9 @@ class Assembler:
                         done.append(self._exchange(calls, stream, draft, None))
             elif isinstance(message, RequestHead):
                 calls.total = number = calls.total + 1
-                drafts[message[0]] = _Draft(number, connection.process(pid, tid), message)
+                drafts[message[0]] = draft = _Draft(number, connection.process(pid, tid), message)
+                if message.method == "POST" or message.unknown:
+                    draft.call = grpc.recognise(message.headers, self._terms)
                 self._stats.opened += 1
                 self._open += 1
                 if self._open > OPEN_LIMIT:
@@ -177,10 +195,17 @@ class Assembler:
                     draft.response = message
                     if message.unknown:
                         draft.unknown = _united(draft.unknown, message.unknown)
+                    if draft.call is not None:
+                        draft.call.respond(message.headers, bool(message.unknown))
+                        draft.so_far = None
+                    elif draft.unknown:
+                        draft.call = grpc.recognise_response(draft.request.headers, message.headers, self._terms)
             elif isinstance(message, Data):
                 draft = drafts.get(message[0])
                 if draft is not None:
                     self._add(draft, message)
+                    if draft.call is not None:
+                        done += self._carry(calls, draft, draft.call, message)
             else:
                 done += self._rare(calls, pid, tid, message)
         return done
@@ -236,8 +261,11 @@ class Assembler:
         body, size, truncated = b"", 0, False
         if draft.request_body is not None:
             body, size, truncated = self._close_body(draft.request_body, headers)
-        if seen and scheme is None:
-            scheme = "http"
+        tls = connection.session_tls
+        if seen and scheme is None and "request.scheme" not in unseen:
+            scheme = "http" if tls is None else "https"
+        if version == "HTTP/2":
+            shared = _new(Connection, (*shared[:2], stream, *shared[3:]))
         request = _new(
             Request,
             (method, path, scheme, authority, headers, draft.request_trailers, body, size, truncated),
@@ -264,11 +292,16 @@ class Assembler:
             request_ns = request_end - began
         if error is not None and error.kind == "unanswered":
             self._stats.unanswered += 1
+        call, unknown = None, draft.unknown
+        if draft.call is not None or (unknown and version == "HTTP/2"):
+            call, unknown = self._close_call(draft, request, response)
+        if unknown:
+            self._stats.partly_known += 1
         return _new(
             Exchange,
-            (f"{shared.id}-{draft.number}", began + self._offset, source, destination, process, shared, None, version,
-             request, response, latency, _new(Timing, (request_ns, wait_ns, response_ns)), draft.lost, draft.unknown,
-             error),
+            (f"{connection.label}-{draft.number}", began + self._offset, source, destination, process, shared, tls,
+             version, request, response, latency, _new(Timing, (request_ns, wait_ns, response_ns)), draft.lost,
+             unknown, error, call),
         )  # fmt: skip
 
     def _close_body(self, body: _Body, headers: Headers) -> tuple[bytes, int, bool]:
@@ -276,10 +309,81 @@ class Assembler:
         self._kept -= body.kept
         shown = body.piece if body.more is None else b"".join((body.piece, *body.more))
         cut = body.cut
-        coded = [header for header in headers if header[0] in _CODING_HEADERS]
+        coded = [header for header in headers if header[0] in CODING_HEADERS]
         if coded and shown:
-            shown, cut = _decompressed(shown, cut, coded, self._snaplen)
+            shown, cut = decompressed(shown, cut, coded, self._snaplen)
         return shown, body.size, cut
+
+    # -- gRPC ------------------------------------------------------------------------------------------------------
+
+    def _carry(self, calls: _Calls, draft: _Draft, call: grpc.Call, message: Data) -> list[Outcome]:
+        """Take a piece of a call's body; return the messages that have passed with it, if they are wanted."""
+        stream, _, side, data, lost = message
+        if lost:
+            call.gap(side, lost)
+        else:
+            call.receive(side, data, message.at)
+        if not call.pending:
+            return []
+        done: list[Outcome] = []
+        if not call.streams:
+            # Other signs of streaming there are not: nothing on the wire tells the kinds of methods apart.
+            early = draft.request_end is None and call.count(SERVER)
+            call.streams = bool(early) or call.count(CLIENT) > 1 or call.count(SERVER) > 1
+            if call.streams:
+                done.append(Progress(self._so_far(calls, stream, draft)))
+            elif self._terms.options.live == STREAMING:
+                return []
+        path = draft.request.path
+        for passed in call.take():
+            shown = call.message(passed, path)
+            done.append(Progress(self._so_far(calls, stream, draft), _SIDES[passed.side], passed.ordinal, shown))
+        return done
+
+    def _so_far(self, calls: _Calls, stream: int, draft: _Draft) -> Exchange:
+        """Return an open call as it stands: heads, and no bodies."""
+        if draft.so_far is not None:
+            return draft.so_far
+        _, began, version, method, path, authority, scheme, headers, _ = draft.request
+        connection, process, replied = calls.connection, draft.process, draft.response
+        tls = connection.session_tls
+        service, name = grpc.names(path)
+        source, destination = _ends(
+            connection, process.role, process.container, authority if path and path[0] == "/" else None
+        )
+        draft.so_far = exchange = Exchange(
+            id=f"{connection.label}-{draft.number}",
+            timestamp=began + self._offset,
+            source=source,
+            destination=destination,
+            process=process,
+            connection=_shared(connection)._replace(stream_id=stream if version == "HTTP/2" else None),
+            tls=tls,
+            protocol=version,
+            request=Request(method, path, scheme, authority, headers),
+            response=replied and Response(replied.status_code, replied.reason, replied.headers),
+            latency_ns=None,
+            timing=Timing(),
+            lost_bytes=draft.lost,
+            unknown=draft.unknown,
+            grpc=Grpc(service, name),
+        )
+        return exchange
+
+    def _close_call(
+        self, draft: _Draft, request: Request, response: Response | None
+    ) -> tuple[Grpc | None, tuple[str, ...]]:
+        """Return what an exchange was as a gRPC call, if it was one, and all that is unknown of it."""
+        call, unknown = draft.call, draft.unknown
+        if call is None:
+            call = grpc.recognise_late(request, response, unknown, self._terms)
+        if call is None:
+            return None, unknown
+        answer = (b"", False) if response is None else (response.body, response.truncated)
+        shown, more = call.close(request.path, ((request.body, request.truncated), answer), response)
+        if shown.status_code is None and ("response.trailers" in unknown or "response.headers" in unknown):
+            more += ("grpc.status_code",)
+        return shown, _united(unknown, more)
 
     # -- once per connection, or rare ------------------------------------------------------------------------------
 
@@ -296,12 +400,20 @@ class Assembler:
         """Take a message that most exchanges do without."""
         if isinstance(message, ConnectFailed):
             return [self._failed_connect(calls, pid, tid, message)]
+        if isinstance(message, Unreadable):
+            return [self._unreadable(calls, pid, tid, message)]
         if isinstance(message, Gone):
             del self._calls[calls.connection.number]
             failure = Failure("closed", "the connection is over")
             return [self._exchange(calls, stream, draft, failure) for stream, draft in list(calls.drafts.items())]
         draft = calls.drafts.get(message.stream)
         if draft is None:
+            return []
+        if isinstance(message, Switched):
+            if message.goes_on is not None:  # an upgrade: RFC 7540 section 3.2
+                del calls.drafts[message.stream]
+                calls.drafts[message.goes_on] = draft
+                draft.request = draft.request._replace(version="HTTP/2")
             return []
         if isinstance(message, Failed):
             return [self._exchange(calls, message.stream, draft, Failure(message.kind, message.detail))]
@@ -314,6 +426,8 @@ class Assembler:
             body = draft.body(message.side)
             body.size += message.size
             body.cut = True
+            if draft.call is not None:
+                draft.call.stop(message.side)
             name = "request.body" if message.side == CLIENT else "response.body"
             draft.unknown = _united(draft.unknown, (name,))
         elif isinstance(message, Lost):
@@ -321,7 +435,37 @@ class Assembler:
             draft.unknown = _united(draft.unknown, message.unknown)
             if any(name.endswith((".body", ".body_size")) for name in message.unknown):
                 draft.body(message.side).cut = True
+                if draft.call is not None:
+                    draft.call.stop(message.side)
         return []
+
+    def _unreadable(self, calls: _Calls, pid: int, tid: int, seen: Unreadable) -> Exchange:
+        """Return the record of a TLS connection that could not be read."""
+        connection = calls.connection
+        calls.total += 1
+        self._stats.opened += 1
+        self._stats.captured += 1
+        self._stats.unanswered += seen.kind == "unanswered"
+        process = connection.process(pid, tid)
+        tls = connection.tls
+        sni = tls and tls.sni
+        source, destination = _ends(connection, process.role, process.container, sni)
+        return Exchange(
+            id=f"{connection.label}-{calls.total}",
+            timestamp=seen.began + self._offset,
+            source=source,
+            destination=destination,
+            process=process,
+            connection=_shared(connection),
+            tls=tls,
+            protocol="TLS",
+            request=Request(authority=sni, body_size=seen.sent, truncated=seen.sent > 0),
+            response=Response(body_size=seen.received, truncated=seen.received > 0),
+            latency_ns=None,
+            timing=Timing(),
+            unknown=seen.unknown,
+            error=Failure(seen.kind, seen.detail),
+        )
 
     def _failed_connect(self, calls: _Calls, pid: int, tid: int, failed: ConnectFailed) -> Exchange:
         calls.total += 1
@@ -410,107 +554,3 @@ def _host_name(authority: str) -> str | None:
     except ValueError:
         return host or None
     return None
-
-
-# -- bodies --------------------------------------------------------------------------------------------------------
-
-
-def _decompressed(body: bytes, cut: bool, coded: list[Header], limit: int) -> tuple[bytes, bool]:
-    """Undo the codings that these headers name: all of them or none. Return also whether bytes are missing."""
-    named = ",".join(header.value for header in coded).lower().split(",")
-    codings = [coding for coding in map(str.strip, named) if coding not in _NO_CODINGS]
-    if len(codings) > CODINGS_LIMIT:
-        return body, cut
-    shown, whole = body, not cut
-    for coding in reversed(codings):
-        undone = _undo(coding, shown, limit + 1)
-        if undone is None:
-            return body, cut
-        shown = undone[0][:limit]
-        whole = whole and undone[1] and len(undone[0]) <= limit
-    return shown, not whole
-
-
-def _undo(coding: str, data: bytes, limit: int) -> tuple[bytes, bool] | None:
-    """Undo one coding, up to `limit` bytes. Return what could be undone and whether it is all; None for nothing."""
-    decompress = _DECOMPRESSORS.get(coding)
-    if decompress is None:
-        return None
-    out = bytearray()
-    # A decompressor that fails gives nothing of that call, so what is corrupt is taken again in small steps.
-    for step in (len(data), _SMALL_STEP):
-        out.clear()
-        try:
-            whole = decompress(data, limit, step, out)
-        except _CORRUPT:
-            continue
-        return (bytes(out), whole) if out or whole else None
-    return (bytes(out), False) if out else None
-
-
-def _gunzip(data: bytes, limit: int, step: int, out: bytearray) -> bool:
-    """Take gzip: one member or several (RFC 1952 section 2.2); what follows that is none is padding."""
-    stream = zlib.decompressobj(_GZIP)
-    for pos in range(0, len(data), step):
-        piece = data[pos : pos + step]
-        while piece and len(out) < limit:
-            if stream.eof:
-                if not piece.startswith(_GZIP_MAGIC[: len(piece)]):
-                    return True
-                stream = zlib.decompressobj(_GZIP)
-            out += stream.decompress(piece, limit - len(out))
-            piece = stream.unused_data
-    return stream.eof
-
-
-def _inflate(data: bytes, limit: int, step: int, out: bytearray) -> bool:
-    """Take "deflate", which is the zlib format (RFC 9110 section 8.4.1.2), and raw deflate, which many send instead."""
-    is_zlib = len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0  # RFC 1950 section 2.2
-    stream = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-    for pos in range(0, len(data), step):
-        if len(out) < limit:
-            out += stream.decompress(data[pos : pos + step], limit - len(out))
-    return stream.eof
-
-
-def _unbrotli(data: bytes, limit: int, step: int, out: bytearray) -> bool:
-    """Take brotli (RFC 7932), whose decompressor may keep output back until it is asked again."""
-    stream = brotli.Decompressor()
-    for pos in range(0, len(data), step):
-        piece = data[pos : pos + step]
-        while len(out) < limit and (more := stream.process(piece, output_buffer_limit=limit - len(out))):
-            out += more
-            piece = b""
-    return bool(stream.is_finished())
-
-
-def _unzstd(data: bytes, limit: int, step: int, out: bytearray) -> bool:
-    """Take zstd: one frame or several (RFC 8878 section 3.1)."""
-    reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT)
-    stream = reader.decompressobj()
-    step = min(step, _ZSTD_STEP)
-    for pos in range(0, len(data), step):
-        piece = data[pos : pos + step]
-        while piece and len(out) < limit:
-            if stream.eof:
-                stream = reader.decompressobj()
-            out += stream.decompress(piece)
-            piece = stream.unused_data if stream.eof else b""
-    return stream.eof
-
-
-_GZIP = zlib.MAX_WBITS | 16
-_GZIP_MAGIC = b"\x1f\x8b"
-_SMALL_STEP = 64
-_ZSTD_STEP = 256
-"""Bytes taken at a time. zstandard cannot stop at a length, and 4 bytes may stand for a block of 128 KiB (RFC 8878
-section 3.1.1.2): so this gives 8 MiB at most."""
-
-_CORRUPT = (zlib.error, brotli.error, zstandard.ZstdError)
-_DECOMPRESSORS: dict[str, Callable[[bytes, int, int, bytearray], bool]] = {
-    "gzip": _gunzip, "x-gzip": _gunzip, "deflate": _inflate, "br": _unbrotli, "zstd": _unzstd,
-}  # fmt: skip
-"""Data, how much to give at most, how much to take at a time, where to put it. Return whether the end was reached."""
-
-_CODING_HEADERS = frozenset({"content-encoding", "transfer-encoding"})
-_NO_CODINGS = frozenset({"", "identity", "chunked"})

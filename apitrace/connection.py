@@ -17,6 +17,11 @@ Protocols. What a stream begins with decides (detect.py), and with it who is cli
 not seen gets a decoder that knows this (`joined`). Bytes of no known protocol are passed over, but each chunk is
 looked at: an HTTP request that comes later is found. Verdicts tell the kernel side where it should copy all or nothing.
 
+TLS. What a session reads and writes is a connection of its own, that of the plaintext; the socket's is its carrier, and
+gives it addresses and its end (sessions.py). A session that works on memory is tied to its socket by bytes, which may
+come right after its own: what it moved waits for that, for WAIT_NS. A carrier's own decoder reads the handshake and
+counts; one that ends without a session is told of as unreadable.
+
 Hot path: feed, for a chunk in its place on a connection that has a decoder. Measured: 0.9 us without the decoder.
 """
 
@@ -31,7 +36,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from apitrace.exchange import Container, Process
+from apitrace.exchange import Container, Process, Tls
 from apitrace.probes.events import (
     Chunk,
     Counters,
@@ -39,10 +44,14 @@ from apitrace.probes.events import (
     Executed,
     Exited,
     Forked,
+    ProbesPlaced,
     ProcessSeen,
+    SessionFreed,
+    SessionSeen,
     SocketClosed,
     SocketSeen,
     StateChanged,
+    Watched,
 )
 from apitrace.protocols.decoder import (
     CLIENT,
@@ -59,7 +68,11 @@ from apitrace.protocols.decoder import (
 )
 from apitrace.protocols.detect import Detection, detect
 from apitrace.protocols.http1 import Http1
+from apitrace.protocols.http2 import Http2
+from apitrace.protocols.tls import HANDSHAKE, TlsDecoder, looks_like_tls
+from apitrace.sessions import GO_LIBRARY, UNKNOWN_LIBRARY, TlsLedger, Verdict
 from apitrace.stats import Stats
+from apitrace.streams import NEVER, Budget, Hole, Jumble, Stream, ahead
 
 WAIT_NS = 50_000_000
 """How long a chunk out of place waits for its neighbour, and a closed connection for late chunks. A thread reports
@@ -71,13 +84,6 @@ LINGER_NS = 1_000_000_000
 CONNECTIONS_LIMIT = 16384
 """Connections followed at once: 3 KiB each with decoder and assembler (tracemalloc), 48 MiB in all. nginx allows 512
 per worker by default, Apache's event MPM 400. Over it the sixteenth that was silent longest is given up."""
-
-HELD_CHUNKS_LIMIT = 64
-"""Chunks of one direction that wait. A call of 1 MiB, the most that is copied of one, comes in 17."""
-HELD_BYTES_LIMIT = 2 << 20
-"""Bytes of one direction that wait: two whole calls."""
-HELD_TOTAL_LIMIT = 32 << 20
-"""Bytes that wait on all connections together: as much as the ring buffer holds, so as much as can be on its way."""
 
 UNDECIDED_LIMIT = 4096
 """Bytes of one direction kept while they may yet become a known protocol: UNKNOWN_BYTES_LIMIT in bpf/maps.bpf.c, what
@@ -98,15 +104,9 @@ _FIN_RECEIVED = frozenset({_CLOSE_WAIT, _LAST_ACK, _CLOSING, _TIME_WAIT, _FIN_WA
 _FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6", int(socket.AF_UNIX): "unix"}
 
 _MASK = 0xFFFF_FFFF
-_NEVER = 1 << 63
 
 _new = tuple.__new__
 """NamedTuple's own __new__ is a Python function: 0.24 us a Batch against 0.1 us."""
-
-
-def ahead(position: int, of: int) -> int:
-    """Return how far a position lies ahead of another; both wrap at 32 bits, so at most 2 GiB either way."""
-    return ((position - of + 0x8000_0000) & _MASK) - 0x8000_0000
 
 
 # -- what comes out ------------------------------------------------------------------------------------------------
@@ -131,13 +131,28 @@ class ConnectFailed(NamedTuple):
     detail: str
 
 
+class Unreadable(NamedTuple):
+    """A TLS connection is over of which no plaintext was seen."""
+
+    began: int
+    at: int
+    kind: str
+    """As in exchange.Failure."""
+    detail: str
+    sent: int
+    """Bytes on the wire from the client (of a connection joined in the middle: from the traced end), TLS's own too."""
+    received: int
+    unknown: tuple[str, ...] = ()
+    """Record fields of these that say too little."""
+
+
 class Gone(NamedTuple):
     """The last message of a connection: it is over, or is no longer followed."""
 
     at: int
 
 
-AnyMessage = Message | Unordered | ConnectFailed | Gone
+AnyMessage = Message | Unordered | ConnectFailed | Unreadable | Gone
 
 
 class Batch(NamedTuple):
@@ -192,283 +207,6 @@ class Processes:
             self._set(event.child, known)
 
 
-# -- one direction -------------------------------------------------------------------------------------------------
-
-
-class Hole(NamedTuple):
-    """Bytes that were moved and not seen."""
-
-    at: int
-    size: int | None
-    """None: an unknown number."""
-
-
-class Jumble(NamedTuple):
-    """Chunks that together fill a range, in an order that their positions do not tell."""
-
-    at: int
-    chunks: tuple[Chunk, ...]
-
-
-class Ended(NamedTuple):
-    """The direction ends here."""
-
-    at: int
-
-
-Piece = Chunk | Hole | Jumble | Ended
-
-
-class Budget:
-    """Bytes that wait on all connections."""
-
-    __slots__ = ("used",)
-
-    def __init__(self) -> None:
-        self.used = 0
-
-
-class Stream:
-    """One direction of a connection: puts chunks into their places. It knows positions, not what the bytes mean.
-
-    What is in order goes to `queue`, where the connection takes it with `pop`; what is not waits.
-    """
-
-    __slots__ = (
-        "_budget", "_end", "_held", "_held_bytes", "_lost", "_start", "egress", "ended", "expected", "queue", "side",
-        "since",
-    )  # fmt: skip
-
-    def __init__(self, *, egress: bool, expected: int | None, budget: Budget) -> None:
-        self.egress = egress
-        self.side: Side = CLIENT if egress else SERVER
-        """Who sends in this direction, once a decoder is there."""
-        self.expected = expected
-        """Position of the next byte; None: that of the first chunk."""
-        self.queue: list[Piece] = []
-        self.since: int | None = None
-        """Since when it waits for what is missing."""
-        self.ended = False
-        self._start = expected
-        self._budget = budget
-        self._held: list[Chunk] = []
-        """Chunks that wait."""
-        self._held_bytes = 0
-        """Of these and of those in the queue."""
-        self._lost: tuple[int, int] | None = None
-        """The range of the last holes declared: a chunk of it that comes after all is of no use."""
-        self._end: tuple[int, int] | None = None
-        """Position and time of the direction's end, until it is reached."""
-
-    def take(self, chunk: Chunk) -> None:
-        """Place a chunk."""
-        expected = self.expected
-        if expected is None:
-            self.expected = self._start = expected = chunk.seq
-        lead = ahead(chunk.seq, expected)
-        if lead < 0 and expected == self._start:
-            # Nothing was taken yet: another thread's call went by before the positions were announced.
-            self.expected = self._start = chunk.seq
-            lead = 0
-        if lead < 0:
-            self._behind(chunk)
-            return
-        self._hold(len(chunk.data))
-        if lead == 0 and not self._held:
-            self._put(chunk)
-        else:
-            self._held.append(chunk)
-            if self._sort():
-                self.since = None
-        self._note(chunk.at)
-
-    def jump(self, chunk: Chunk) -> bool:
-        """Place a chunk that waits for nothing. Return whether it is in its place."""
-        in_place = chunk.seq == self.expected
-        self._hold(len(chunk.data))
-        self._put(chunk)
-        return in_place
-
-    def pop(self) -> Piece:
-        """Take the next piece."""
-        piece = self.queue.pop(0)
-        if isinstance(piece, Chunk):
-            self._hold(-len(piece.data))
-        elif isinstance(piece, Jumble):
-            self._hold(-sum(len(chunk.data) for chunk in piece.chunks))
-        return piece
-
-    @property
-    def overfull(self) -> bool:
-        """Whether it may wait no longer, because of what waits with it."""
-        return (
-            len(self._held) + len(self.queue) > HELD_CHUNKS_LIMIT
-            or self._held_bytes > HELD_BYTES_LIMIT
-            or self._budget.used > HELD_TOTAL_LIMIT
-        )
-
-    @property
-    def horizon(self) -> int:
-        """When the first chunk moved that waits: what is younger, in either direction, is to wait with it."""
-        return min((chunk.at for chunk in self._held), default=_NEVER) if self.since is not None else _NEVER
-
-    def rejoin(self, position: int | None) -> None:
-        """Begin anew at a position; None: at that of the next chunk."""
-        self.expected = self._start = position
-
-    def end_at(self, position: int, at: int) -> None:
-        """Take notice that the direction ends at this position."""
-        self._forgive_fin(position)
-        if self._end is None and not self.ended:
-            self._end = (position, at)
-        self._note(at)
-
-    def give_up(self) -> None:
-        """Declare what is missing, and let go of all that waits."""
-        if self._held:
-            self._declare()
-        if self._end is not None:
-            self._up_to(*self._end)
-        self._note(0)
-
-    def conclude(self, position: int | None, at: int, *, fin: bool) -> int:
-        """Let go of all that waits: nothing comes any more. Return how many bytes are missing behind it.
-
-        `position`: behind the last byte that was ever moved, if known. `fin`: the direction was ended in order there;
-        then what is missing is a hole before that end.
-        """
-        if position is not None:
-            self._forgive_fin(position)
-        self.give_up()
-        if position is not None and fin:
-            self._up_to(position, at)
-        if fin and not self.ended:
-            self.ended = True
-            self.queue.append(Ended(at))
-        return 0 if position is None else self._short_of(position)
-
-    def drop(self) -> None:
-        """Forget what waits: nothing decodes it."""
-        for chunk in self._held:
-            self.expected = _end(chunk)
-            self._hold(-len(chunk.data))
-        self._held.clear()
-        self._end = None
-        self._note(0)
-
-    def _put(self, chunk: Chunk) -> None:
-        self.queue.append(chunk)
-        self.expected = _end(chunk)
-
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        self._budget.used += size
-
-    def _note(self, at: int) -> None:
-        """See whether the end is reached, and keep `since` true."""
-        if self._end is not None and not self._held and not self._short_of(self._end[0]):
-            self.ended = True
-            self.queue.append(Ended(self._end[1]))
-            self._end = None
-        if self._end is None and (not self._held or self._waits_for_fin()):
-            self.since = None
-        elif self.since is None:
-            self.since = at
-
-    def _up_to(self, position: int, at: int) -> None:
-        missing = self._short_of(position)
-        if missing:
-            self.queue.append(Hole(at, missing))
-            self.expected = position
-
-    def _short_of(self, position: int) -> int:
-        """Return how many bytes are missing up to a position."""
-        return 0 if self.expected is None else max(0, ahead(position, self.expected))
-
-    def _forgive_fin(self, end: int) -> None:
-        """Let go of a chunk that waits for one byte and claims to end one byte behind the direction's end.
-
-        A read that takes the last data and the FIN behind them leaves the position one high (tcp_recvmsg_locked,
-        found_fin_ok): so the chunk was in its place.
-        """
-        if self._waits_for_fin() and ahead(_end(self._held[0]), end) == 1:
-            self._put(self._held.pop())
-
-    def _waits_for_fin(self) -> bool:
-        """Whether what waits may have been in its place, which the direction's end will tell, or more data."""
-        held, expected = self._held, self.expected
-        return len(held) == 1 and not self.egress and expected is not None and ahead(held[0].seq, expected) == 1
-
-    def _behind(self, chunk: Chunk) -> None:
-        """Take a chunk whose place is taken."""
-        end = _end(chunk)
-        if self._lost is not None and ahead(chunk.seq, self._lost[0]) >= 0 and ahead(end, self._lost[1]) <= 0:
-            return  # counted as lost already
-        if ahead(end, self.expected or 0) > 0:
-            self.expected = end
-        self.queue.append(Hole(chunk.at, None))
-
-    def _sort(self) -> bool:
-        """Move to the queue all that is complete from the expected position on. Return whether anything was."""
-        held = self._held
-        before = len(held)
-        while held:
-            chunk = next((chunk for chunk in held if chunk.seq == self.expected), None)
-            if chunk is not None:
-                held.remove(chunk)
-                self._put(chunk)
-                continue
-            chunks = self._jumble()
-            if not chunks:
-                break
-            del held[: len(chunks)]
-            self.queue.append(Jumble(max(chunk.at for chunk in chunks), chunks))
-            self.expected = _end(chunks[-1])
-        return len(held) < before
-
-    def _jumble(self) -> tuple[Chunk, ...]:
-        """Find chunks that fill the range from the expected position on, although none of them begins there.
-
-        What a chunk claims as its end is its own or a later one. So if those that claim E or less are together as
-        long as the range up to E, they are exactly what lies there. Leaves the chunks sorted by their ends.
-        """
-        expected = self.expected or 0
-        held = self._held
-        held.sort(key=lambda chunk: ahead(_end(chunk), expected))
-        total = 0
-        for count, chunk in enumerate(held, 1):
-            total += len(chunk.data) + chunk.missing
-            if total == ahead(_end(chunk), expected):
-                return tuple(held[:count])
-        return ()
-
-    def _declare(self) -> None:
-        held, expected = self._held, self.expected or 0
-        held.sort(key=lambda chunk: ahead(chunk.seq, expected))
-        pieces: list[Piece] = []
-        place = expected
-        for chunk in held:
-            lead = ahead(chunk.seq, place)
-            if lead < 0:  # bytes are missing, and the others overlap: none can be placed
-                size = max(ahead(_end(each), expected) for each in held)
-                pieces = [Hole(held[-1].at, size)]
-                place = (expected + size) & _MASK
-                self._hold(-sum(len(each.data) for each in held))
-                break
-            if lead:
-                pieces.append(Hole(chunk.at, lead))
-            pieces.append(chunk)
-            place = _end(chunk)
-        self.queue += pieces
-        self._lost = (expected, place)
-        self.expected = place
-        held.clear()
-
-
-def _end(chunk: Chunk) -> int:
-    return (chunk.seq + len(chunk.data) + chunk.missing) & _MASK
-
-
 # -- connections ---------------------------------------------------------------------------------------------------
 
 
@@ -495,21 +233,28 @@ class _Ending(NamedTuple):
     ingress_fin: bool = False
     due: int = 0
     """When no late chunk can come any more."""
+    orderly: bool = False
+    """It is over, and neither a reset nor a failure of the network ended it."""
+    unread: bool = False
+    """Bytes that had been received were not read."""
 
 
 class TrackedConnection:
     """One connection, as the stages behind the table see it. They read it and change nothing."""
 
     __slots__ = (
-        "address_source", "comm", "connect_ns", "connecting", "decoder", "due", "egress", "ending", "family", "id",
-        "ingress", "joined", "kind", "last_at", "local", "number", "pid", "programs", "remote", "role", "smooth",
-        "state", "switched", "tid", "undecided",
+        "address_source", "alpn", "announced", "began", "by_bytes", "carrier", "comm", "connect_ns", "connecting",
+        "decoder", "due", "egress", "ending", "family", "hushed", "id", "ingress", "joined", "kind", "label",
+        "last_at", "library", "local", "number", "pid", "probed", "programs", "remote", "role", "sessions", "smooth",
+        "state", "switched", "tid", "totals", "undecided",
     )  # fmt: skip
 
     def __init__(self, seen: SocketSeen, processes: Processes, budget: Budget) -> None:
         self.number = seen.conn
         self.programs = processes.programs
         self.announce(seen)
+        self.announced = True
+        """Its SocketSeen or SessionSeen has come."""
         self.pid, self.tid = seen.pid, seen.tid
         """Who moved the last bytes."""
         self.role = "client" if seen.connected else None
@@ -528,15 +273,29 @@ class TrackedConnection:
         self.undecided: list[tuple[Stream, Chunk]] = []
         """Chunks that are too short to say what they begin."""
         self.kind: str | None = None
-        """What it was counted as: "http", "tls", "http2" or "unknown"."""
+        """What it was counted as: "http", "tls" or "unknown"."""
         self.switched: str | None = None
         """What it speaks since it left HTTP: "websocket", "tunnel", ..."""
         self.ending: _Ending | None = None
         self.smooth = True
         """Nothing waits: a chunk in its place can be decoded at once."""
-        self.due = _NEVER
+        self.due = NEVER
         """When to look at it again."""
-        self.last_at = seen.at
+        self.last_at = self.began = seen.at
+        self.totals = (seen.egress_total, seen.ingress_total)
+        """Bytes moved before the first that was seen."""
+        self.probed = seen.probed
+        # TLS. A session is a connection of its own, that of the plaintext; the socket's is its carrier.
+        self.library: str | None = None
+        """Of a session: "OpenSSL 3.0.15"."""
+        self.alpn: str | None = None
+        self.carrier: TrackedConnection | None = None
+        self.by_bytes = False
+        """Of a session: its carrier was told by bytes that both had."""
+        self.sessions: list[int] = []
+        """Of a carrier: the sessions that speak, or spoke, through it."""
+        self.hushed = False
+        """Of a carrier: the kernel side was told that nothing more is to be seen."""
 
     def announce(self, seen: SocketSeen) -> None:
         """Take what a SocketSeen says of the socket, which may come late."""
@@ -546,6 +305,8 @@ class TrackedConnection:
         self.id = f"{seen.inode}-{seen.conn:x}" if known else f"0-{seen.conn:x}-{seen.at:x}"
         """The sockfs inode, and the kernel side's number, which holds when it was first seen. What is not known by its
         SocketSeen may be the rest of a connection that was given up: then also when that began."""
+        self.label = self.id
+        """What makes its exchanges' ids unique."""
         self.local = seen.local if known else None
         """(address, port), (path, 0), or None if not known."""
         self.remote = seen.remote if known else None
@@ -555,6 +316,49 @@ class TrackedConnection:
     def forget_undecided(self, stream: Stream) -> None:
         """Drop the chunks of a stream that waited for more: what came is no continuation."""
         self.undecided = [entry for entry in self.undecided if entry[0] is not stream]
+
+    def carried_by(self, carrier: TrackedConnection, *, by_bytes: bool) -> None:
+        """Take note of the socket that a session speaks through."""
+        self.carrier = carrier
+        self.by_bytes = by_bytes
+        self.role = self.role or carrier.role
+        carrier.sessions.append(self.number)
+        self.label = f"{carrier.id}.{len(carrier.sessions)}"  # the carrier may give exchanges too: a CONNECT
+        self.located_by(carrier)
+
+    def located_by(self, carrier: TrackedConnection) -> None:
+        """Take what the carrier's SocketSeen has told, which may come late."""
+        self.id = carrier.id
+        self.family, self.local, self.remote = carrier.family, carrier.local, carrier.remote
+        self.connect_ns = carrier.connect_ns
+        self.address_source = "bio" if self.by_bytes and carrier.local is not None else carrier.address_source
+
+    @property
+    def awaits_carrier(self) -> bool:
+        """Whether this is a session whose socket may yet become known: Go's are known at once or never."""
+        return self.carrier is None and self.library is not None and not self.library.startswith(GO_LIBRARY)
+
+    @property
+    def is_session(self) -> bool:
+        """Whether this is a TLS session's plaintext."""
+        return self.library is not None
+
+    @property
+    def tls(self) -> Tls | None:
+        """The TLS around what is decoded here; of a carrier, the TLS that it carries."""
+        carrier = self.carrier if self.library is not None else self
+        observer = carrier.decoder.observer if carrier is not None and isinstance(carrier.decoder, TlsDecoder) else None
+        if observer is None:
+            return None if self.library is None else Tls(library=self.library, alpn=self.alpn)
+        alpn = self.alpn or observer.alpn
+        if alpn is None and isinstance(self.decoder, Http2) and "h2" in (observer.alpn_offered or ()):
+            alpn = "h2"
+        return Tls(self.library, observer.version, observer.sni, alpn)
+
+    @property
+    def session_tls(self) -> Tls | None:
+        """The TLS around the exchanges decoded here: none on a carrier, which they bypass."""
+        return None if self.library is None else self.tls
 
     def process(self, pid: int, tid: int) -> Process:
         """Return the traced end as a record tells of it."""
@@ -583,14 +387,22 @@ class _Protocol(NamedTuple):
 _PROTOCOLS = {
     Detection.HTTP1_REQUEST: _Protocol("http", lambda joined: Http1(joined=joined), CLIENT),
     Detection.HTTP1_RESPONSE: _Protocol("http", lambda joined: Http1(joined=joined), SERVER),
-    Detection.HTTP2_PREFACE: _Protocol("http2", ignore=True),
-    Detection.TLS: _Protocol("tls"),
+    Detection.HTTP2_PREFACE: _Protocol("http", lambda joined: Http2(joined=joined), CLIENT),
+    Detection.HTTP2_SETTINGS: _Protocol("http", lambda joined: Http2(joined=joined), SERVER),
+    Detection.HTTP2_REQUEST: _Protocol("http", lambda joined: Http2(joined=joined), CLIENT),
+    Detection.HTTP2_RESPONSE: _Protocol("http", lambda joined: Http2(joined=joined), SERVER),
+    Detection.TLS: _Protocol("tls", lambda joined: TlsDecoder(joined=joined), CLIENT),
 }
-_COUNTERS = {"unknown": "unknown_connections", "tls": "tls_connections", "http2": "http2_connections"}
+_TLS_JOINED = _PROTOCOLS[Detection.TLS]
+_COUNTERS = {"unknown": "unknown_connections", "tls": "tls_connections"}
 """In Stats, by kind."""
 
-_KERNEL_KNOWS = re.compile(rb"HTTP/|CONNEC|[A-Z_-]{3,14} [/*h]")
-"""What looks_known in bpf/sockets.bpf.c takes for a protocol that is decoded, at the beginning of a call."""
+_KERNEL_KNOWS = re.compile(
+    rb"HTTP/|CONNEC|[A-Z_-]{3,14} [/*h]"
+    rb"|\0[\0-\xff]{2}\x01[\x04\x05\x0c\x0d\x24\x25\x2c\x2d][\0-\x7f]|\0\0\x04[\x03\x08]\0[\0-\x7f]"
+    rb"|\0\0\x08\x06[\0\x01]\0{4}|\0\0[\0-\xff]\x04[\0\x01]\0{4}"
+)
+"""What begins_known in bpf/sockets.bpf.c takes for a protocol that is decoded, at the beginning of a call."""
 
 _TUNNEL = "tunnel"
 
@@ -617,13 +429,16 @@ class ConnectionTable:
         self._connections: dict[int, TrackedConnection] = {}
         self._unix: dict[int, TrackedConnection] = {}
         """Those of AF_UNIX: nothing but a close or an exit ends them."""
+        self._untied: dict[int, TrackedConnection] = {}
+        """Sessions without a carrier: nothing but SSL_free or an exit ends them."""
         self._processes = Processes()
         self._budget = Budget()
         self._dues: list[tuple[int, int]] = []
         """Heap of (when, connection number): connections to look at again, and outdated entries."""
-        self._due = _NEVER
+        self._due = NEVER
         self._ticked = 0
         self._verdicts: list[tuple[int, int]] = []
+        self._tls = TlsLedger()
         self._handlers: dict[type, Callable[..., list[Batch]]] = {
             SocketSeen: self._socket,
             StateChanged: self._state,
@@ -631,9 +446,14 @@ class ConnectionTable:
             Exited: self._exited,
             ProcessSeen: self._told(self._processes.seen),
             Executed: self._told(self._processes.executed),
-            Forked: self._told(self._processes.forked),
+            Forked: self._told(self._forked),
             Counters: self._told(self._count),
+            SessionSeen: self._session,
+            SessionFreed: self._freed,
+            ProbesPlaced: self._told(self._tls.placed),
+            Watched: self._told(lambda _: None),
         }
+        self._notices: list[str] = []
 
     # -- hot: once per event ---------------------------------------------------------------------------------------
 
@@ -643,7 +463,7 @@ class ConnectionTable:
         overdue = self._expire(at) if at > self._due else []
         if not isinstance(event, Chunk):
             return overdue + self._handlers[type(event)](event)
-        _, pid, tid, number, egress, seq, data, missing, eof = event
+        _, pid, tid, number, egress, seq, data, missing, eof, _ = event
         connection = self._connections.get(number)
         if connection is None or (decoder := connection.decoder) is None:
             return overdue + self._chunk(event)
@@ -660,7 +480,7 @@ class ConnectionTable:
         if not messages:
             return overdue
         if isinstance(messages[-1], Switched):
-            self._leave(connection, messages[-1])
+            messages = [*messages, *self._leave(connection, messages[-1])]
         overdue.append(_new(Batch, (connection, pid, tid, messages)))
         return overdue
 
@@ -679,11 +499,18 @@ class ConnectionTable:
         """End every connection: the capture is over, at this time."""
         batches = []
         for connection in list(self._connections.values()):
+            if connection.number not in self._connections:  # a session, which has ended with its carrier
+                continue
             detail = "still open when the capture ended"
             if connection.connecting is not None:
                 detail = f"connect not answered for {_seconds(at - connection.connecting)}"
             batches += self._finalise(connection, connection.ending or _Ending(at, "unanswered", detail))
         return batches
+
+    def pop_notices(self) -> list[str]:
+        """Return what the user is to be told at once, a line each."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def pop_verdicts(self) -> list[tuple[int, int]]:
         """Return what the kernel side is to be told since the last call: (connection number, VERDICT_*)."""
@@ -695,11 +522,16 @@ class ConnectionTable:
     def _watch(self, connection: TrackedConnection) -> None:
         """Look at the connection again when what it waits for is overdue."""
         egress, ingress = connection.egress, connection.ingress
-        connection.smooth = egress.since is None and ingress.since is None and not (egress.queue or ingress.queue)
-        due = min(_NEVER if since is None else since + WAIT_NS for since in (egress.since, ingress.since))
+        connection.smooth = (
+            egress.since is None and ingress.since is None and not (egress.queue or ingress.queue)
+            and not connection.awaits_carrier and (connection.hushed or not connection.sessions)
+        )  # fmt: skip
+        waiting = [since for since in (egress.since, ingress.since) if since is not None]
+        waiting += [stream.queue[0].at for stream in (egress, ingress) if stream.queue]
+        due = min((since + WAIT_NS for since in waiting), default=NEVER)
         if connection.ending is not None:
             due = min(due, connection.ending.due)
-        if due not in {_NEVER, connection.due}:
+        if due not in {NEVER, connection.due}:
             heapq.heappush(self._dues, (due, connection.number))
             self._due = self._dues[0][0]
         connection.due = due
@@ -718,8 +550,8 @@ class ConnectionTable:
             for stream in (connection.egress, connection.ingress):
                 if stream.since is not None and stream.since + WAIT_NS < now:
                     stream.give_up()
-            batches += self._deliver(connection)
-        self._due = dues[0][0] if dues else _NEVER
+            batches += self._deliver(connection, now)
+        self._due = dues[0][0] if dues else NEVER
         return batches
 
     # -- connections begin -----------------------------------------------------------------------------------------
@@ -728,25 +560,37 @@ class ConnectionTable:
         connection = self._connections.get(seen.conn)
         if connection is None:
             return self._track(TrackedConnection(seen, self._processes, self._budget))
-        if connection.address_source == "unknown":
+        if not connection.announced:
             connection.announce(seen)
+            connection.announced = True
             self._stats.unannounced -= 1
+            for session in self._sessions_of(connection):
+                session.located_by(connection)
         return []
 
     def _track(self, connection: TrackedConnection) -> list[Batch]:
         batches: list[Batch] = []
         if len(self._connections) >= CONNECTIONS_LIMIT:
-            oldest = sorted(self._connections.values(), key=lambda each: each.last_at)[: CONNECTIONS_LIMIT // 16 or 1]
+            oldest = sorted(self._connections.values(), key=self._last_used)[: CONNECTIONS_LIMIT // 16 or 1]
             detail = f"no longer followed: more than {CONNECTIONS_LIMIT} connections are open"
             for each in oldest:
+                if each.number not in self._connections:
+                    continue
                 batches += self._finalise(each, _Ending(connection.last_at, "closed", detail))
             self._stats.evicted += len(oldest)
         self._connections[connection.number] = connection
         if connection.family == "unix":
             self._unix[connection.number] = connection
-        self._stats.connections += 1
-        self._stats.joined += connection.joined
+        if connection.is_session:
+            self._untied[connection.number] = connection
+        if connection.carrier is None and not connection.is_session:
+            self._stats.connections += 1
+            self._stats.joined += connection.joined
         return batches
+
+    def _last_used(self, connection: TrackedConnection) -> int:
+        """Return when a connection last moved anything: a carrier that the kernel side keeps quiet, by its sessions."""
+        return max((connection.last_at, *(each.last_at for each in self._sessions_of(connection))))
 
     def _connected(self, connection: TrackedConnection, event: StateChanged) -> list[Batch]:
         """Take the answer to a connect, or its failure."""
@@ -774,7 +618,11 @@ class ConnectionTable:
             known = self._processes.programs.get(chunk.pid)
             seen = _unannounced(chunk, known.comm if known else "")
             connection = TrackedConnection(seen, self._processes, self._budget)
+            connection.announced = False
             self._stats.unannounced += 1
+            if chunk.plaintext:
+                connection.library = UNKNOWN_LIBRARY
+                self._tls.begin(chunk.pid)
             batches = self._track(connection)
         connection.last_at, connection.pid, connection.tid = chunk.at, chunk.pid, chunk.tid
         stream = connection.egress if chunk.egress else connection.ingress
@@ -792,15 +640,18 @@ class ConnectionTable:
                 connection.ingress.give_up()
         return batches + self._deliver(connection)
 
-    def _deliver(self, connection: TrackedConnection) -> list[Batch]:
+    def _deliver(self, connection: TrackedConnection, now: int = 0) -> list[Batch]:
         """Decode what is in order, of both directions by time.
 
         Pairing relies on what came first. So while a hole in one direction may yet be filled, what the other one
-        moved since then waits too.
+        moved since then waits too. And what a session moved whose socket is not known yet waits for WAIT_NS: a session
+        that writes to memory is known by the bytes that are sent right after.
         """
         batches: list[Batch] = []
         streams = (connection.egress, connection.ingress)
         horizon = min(stream.horizon for stream in streams)
+        if connection.awaits_carrier and connection.ending is None and not any(each.overfull for each in streams):
+            horizon = min(horizon, max(now, self.newest) - WAIT_NS)
         while True:
             ready = [stream for stream in streams if stream.queue and stream.queue[0].at < horizon]
             if not ready:
@@ -844,12 +695,14 @@ class ConnectionTable:
         self, connection: TrackedConnection, stream: Stream, chunk: Chunk, messages: list[Message]
     ) -> list[AnyMessage]:
         """See to what follows the data of a chunk, which gave these messages."""
+        if connection.sessions:
+            self._hush(connection)
+        after: list[AnyMessage] = [*messages]
         if messages and isinstance(messages[-1], Switched):
-            self._leave(connection, messages[-1])
-            return [*messages]
-        if chunk.missing:
-            return [*messages, *self._gap(connection, stream, chunk.missing, chunk.at)]
-        return [*messages]
+            after += self._leave(connection, messages[-1])
+        if chunk.missing and connection.decoder is not None:
+            after += self._gap(connection, stream, chunk.missing, chunk.at)
+        return after
 
     def _gap(self, connection: TrackedConnection, stream: Stream, size: int | None, at: int) -> list[AnyMessage]:
         """Take notice that bytes were not seen."""
@@ -857,7 +710,8 @@ class ConnectionTable:
         if connection.decoder is None:
             connection.forget_undecided(stream)
             return []
-        self._stats.unseen_bytes += size or 0
+        if not isinstance(connection.decoder, TlsDecoder):  # whose bytes the kernel side leaves out on purpose
+            self._stats.unseen_bytes += size or 0
         try:
             return [*connection.decoder.gap(stream.side, size, at)]
         except DecodeError as error:
@@ -886,10 +740,15 @@ class ConnectionTable:
         before = [each.data for owner, each in connection.undecided if owner is stream]
         data = b"".join((*before, chunk.data)) if before else chunk.data
         found = detect(data)
+        if found is Detection.HTTP2_SETTINGS and (connection.joined or (connection.role == "client" and stream.egress)):
+            found = Detection.NOT_YET  # a client sends them too, behind the preface
         if found is Detection.NOT_YET and not chunk.missing and len(data) < UNDECIDED_LIMIT:
             connection.undecided.append((stream, chunk))
             return []
         protocol = _PROTOCOLS.get(found)
+        if protocol is None and not before and not connection.is_session and looks_like_tls(data):
+            protocol = _TLS_JOINED
+            connection.joined = True
         if protocol is None and before:
             connection.forget_undecided(stream)
             return self._detect(connection, stream, chunk)
@@ -931,14 +790,18 @@ class ConnectionTable:
         egress, ingress = connection.egress, connection.ingress
         if connection.state is _State.UNKNOWN:  # the kernel side may have left out what the other direction carried
             (ingress if stream is egress else egress).rejoin(None)
-        stream.side = protocol.side
-        (ingress if stream is egress else egress).side = CLIENT if protocol.side == SERVER else SERVER
-        connection.role = "client" if egress.side == CLIENT else "server"
+        side = protocol.side
+        if protocol.kind == "tls":
+            side = self._tls_side(connection, stream, chunk)
+        stream.side = side
+        (ingress if stream is egress else egress).side = CLIENT if side == SERVER else SERVER
+        if protocol.kind != "tls" or not connection.joined:
+            connection.role = "client" if egress.side == CLIENT else "server"
         connection.state = _State.DECODED
         connection.decoder = decoder
         pieces = [*connection.undecided, (stream, chunk)]
         connection.undecided.clear()
-        if not any(_KERNEL_KNOWS.match(piece.data) for _, piece in pieces):
+        if protocol.kind != "tls" and not any(_KERNEL_KNOWS.match(piece.data) for _, piece in pieces):
             self._verdicts.append((connection.number, VERDICT_KNOWN))
         messages: list[AnyMessage] = []
         for owner, piece in pieces:
@@ -949,6 +812,127 @@ class ConnectionTable:
             if connection.decoder is not decoder:
                 break
         return messages
+
+    # -- TLS -------------------------------------------------------------------------------------------------------
+
+    def _tls_side(self, connection: TrackedConnection, stream: Stream, chunk: Chunk) -> Side:
+        """Return who sent the first TLS record that was seen; tell the user if nothing can read what follows."""
+        reason = None if connection.sessions else self._tls.notice(connection.pid)
+        self._notify(connection, reason)
+        if chunk.data[0] == HANDSHAKE and len(chunk.data) > _HELLO_TYPE_AT:
+            return SERVER if chunk.data[_HELLO_TYPE_AT] == _SERVER_HELLO else CLIENT
+        return CLIENT if stream is connection.egress else SERVER  # not known: the traced end's, for the byte counts
+
+    def _notify(self, connection: TrackedConnection, reason: str | None) -> None:
+        """Tell the user why a process's TLS cannot be read, if there is something to tell."""
+        if reason is not None:
+            comm = connection.process(connection.pid, connection.tid).comm
+            self._notices.append(f"{comm}[{connection.pid}] uses TLS that cannot be read: {reason}")
+
+    def _session(self, seen: SessionSeen) -> list[Batch]:
+        """Take a TLS session, or its socket."""
+        session = self._connections.get(seen.session)
+        carrier = self._connections.get(seen.conn)
+        batches: list[Batch] = []
+        if session is None:
+            origin = SocketSeen(
+                at=seen.at, pid=seen.pid, tid=seen.tid, conn=seen.session, sock=0, inode=0, family=socket.AF_UNSPEC,
+                local=_NOWHERE, remote=_NOWHERE, comm=seen.comm, connected=False, counted=True,
+                egress_seq=0, ingress_seq=0, egress_total=0, ingress_total=0,
+            )  # fmt: skip
+            session = TrackedConnection(origin, self._processes, self._budget)
+            session.egress.rejoin(seen.egress_seq)
+            session.ingress.rejoin(seen.ingress_seq)
+            session.library = self._tls.library(seen.point)
+            whole = seen.whole or (carrier is not None and carrier.probed and not carrier.joined)
+            session.joined = not whole or bool(seen.egress_seq or seen.ingress_seq)
+            session.smooth = False
+            batches = self._track(session)
+            carrier = self._connections.get(seen.conn)  # it may have made room
+            self._tls.begin(seen.pid)
+        elif not session.announced:
+            session.announced = True
+            self._stats.unannounced -= 1
+        if session.library == UNKNOWN_LIBRARY:
+            session.library = self._tls.library(seen.point)
+        session.alpn = seen.alpn or session.alpn
+        if carrier is not None and session.carrier is not carrier:
+            if session.carrier is None:
+                self._tls.settle(seen.pid)
+                self._untied.pop(session.number, None)
+            session.carried_by(carrier, by_bytes=seen.by_bytes)
+            if not isinstance(carrier.decoder, TlsDecoder):
+                self._account(carrier, "tls")
+            self._hush(carrier)
+            self._watch(carrier)
+            batches += self._deliver(session)
+        return batches
+
+    def _hush(self, carrier: TrackedConnection) -> None:
+        """Tell the kernel side to copy no more of a connection whose plaintext is seen, once the handshake was read."""
+        decoder = carrier.decoder
+        if carrier.hushed or not carrier.sessions:
+            return
+        if carrier.joined or (isinstance(decoder, TlsDecoder) and decoder.observer.settled):
+            carrier.hushed = True
+            self._verdicts.append((carrier.number, VERDICT_IGNORE))
+
+    def _freed(self, event: SessionFreed) -> list[Batch]:
+        """Take the end of a session's object. How its connection ended, if it has, says more."""
+        session = self._connections.get(event.session)
+        if session is not None and session.ending is None:
+            carrier = session.carrier
+            if carrier is not None and carrier.ending is not None:
+                ending = carrier.ending
+            else:
+                ending = _Ending(event.at, "closed", "the process ended the TLS session", orderly=True)
+            session.ending = _inside(ending, event.at, freed=True)
+            self._watch(session)
+        return []
+
+    def _sessions_of(self, carrier: TrackedConnection) -> list[TrackedConnection]:
+        """Return the sessions that speak through a connection and are not over."""
+        sessions = [self._connections.get(number) for number in carrier.sessions]
+        return [session for session in sessions if session is not None and session.carrier is carrier]
+
+    def _end_sessions(self, carrier: TrackedConnection, ending: _Ending) -> list[Batch]:
+        """End what spoke through a connection that is over."""
+        batches: list[Batch] = []
+        for session in self._sessions_of(carrier):
+            freed = session.ending is not None
+            batches += self._finalise(session, _inside(ending, ending.at, freed=freed))
+        return batches
+
+    def _unreadable(self, carrier: TrackedConnection, ending: _Ending) -> list[AnyMessage]:
+        """Return what is to be said of a TLS connection of which no plaintext was seen."""
+        decoder = carrier.decoder
+        if not isinstance(decoder, TlsDecoder) or carrier.sessions:
+            return []
+        if carrier.carrier is not None and len(carrier.carrier.sessions) > 1:
+            return []  # TLS inside TLS: the inner session speaks through the same socket
+        if self._tls.settle(carrier.pid):  # its plaintext is that of a session of unknown address
+            return []
+        observer = decoder.observer
+        near = carrier.egress.side
+        if observer.client is not None:
+            carrier.role = "client" if observer.client == near else "server"
+        client = near if carrier.role != "server" else 1 - near
+        moved = {side: observer.traffic(side) for side in (CLIENT, SERVER)}
+        totals = dict(zip((near, 1 - near), (_without_syn(total) for total in carrier.totals), strict=True))
+        sizes = {side: moved[side].wire_bytes + totals[side] for side in (CLIENT, SERVER)}
+        ended = Verdict(ending.kind, ending.detail)
+        # A gap is no sign of one that was joined late: the kernel side leaves out what follows the first 4 KiB.
+        joined = carrier.joined and observer.client is None
+        verdict = self._tls.judge(carrier.pid, observer, client, joined=joined, ended=ended)
+        if verdict is None:
+            return []
+        if verdict.kind == "unreadable":
+            self._notify(carrier, self._tls.notice_unread(carrier.pid))
+        # Of what the kernel side left out only the positions at the end tell.
+        unplaced = {near: ending.egress_end is None, 1 - near: ending.ingress_end is None}
+        names = ((client, "request.body_size"), (1 - client, "response.body_size"))
+        unknown = tuple(name for side, name in names if unplaced[side])
+        return [Unreadable(carrier.began, ending.at, *verdict, sizes[client], sizes[1 - client], unknown)]
 
     def _break_off(self, connection: TrackedConnection, at: int, error: DecodeError) -> list[AnyMessage]:
         """The bytes are not, or no longer, what the decoder reads."""
@@ -963,10 +947,23 @@ class ConnectionTable:
         """The chunk is not what the decoder reads: it may be the beginning of something else."""
         return self._break_off(connection, chunk.at, error) + self._detect(connection, stream, chunk)
 
-    def _leave(self, connection: TrackedConnection, switched: Switched) -> None:
+    def _leave(self, connection: TrackedConnection, switched: Switched) -> list[AnyMessage]:
         """The connection speaks something else now. What goes through a tunnel may be HTTP again."""
-        connection.switched = switched.protocol
-        self._let_be(connection, ignore=switched.protocol != _TUNNEL)
+        before = connection.decoder
+        if switched.goes_on is None or not isinstance(before, Http1):
+            connection.switched = switched.protocol
+            self._let_be(connection, ignore=switched.protocol != _TUNNEL)
+            return []
+        connection.decoder = decoder = Http2(upgraded=True)
+        messages: list[AnyMessage] = []
+        try:
+            for side in (SERVER, CLIENT):
+                rest, whole = before.rest(side)
+                messages += decoder.receive(side, rest, switched.at)
+                messages += decoder.gap(side, 0 if whole else None, switched.at)
+        except DecodeError as error:
+            messages += self._break_off(connection, switched.at, error)
+        return messages
 
     # -- connections end -------------------------------------------------------------------------------------------
 
@@ -992,6 +989,10 @@ class ConnectionTable:
             over = True
         if over and connection.ending is None:
             connection.ending = _ending(event, unread)
+            for session in self._sessions_of(connection):
+                if session.ending is not None:  # freed just before
+                    session.ending = _inside(connection.ending, event.at, freed=True)
+                    self._watch(session)
         self._watch(connection)
         return batches
 
@@ -1002,19 +1003,22 @@ class ConnectionTable:
         return []
 
     def _exited(self, event: Exited) -> list[Batch]:
-        """Take an exit: TCP tells of the sockets that it closes, AF_UNIX does not."""
-        for connection in self._unix.values():
+        """Take an exit: TCP tells of the sockets that it closes, AF_UNIX and TLS sessions do not."""
+        for connection in (*self._unix.values(), *self._untied.values()):
             if connection.pid == event.pid:
                 self._end_unix(connection, event.at, "the process exited")
         return []
 
     def _end_unix(self, connection: TrackedConnection, at: int, detail: str) -> None:
         if connection.ending is None:
-            connection.ending = _Ending(at, "closed", detail, egress_fin=True, due=at + WAIT_NS)
+            connection.ending = _Ending(at, "closed", detail, egress_fin=True, due=at + WAIT_NS, orderly=True)
             self._watch(connection)
 
     def _finalise(self, connection: TrackedConnection, ending: _Ending) -> list[Batch]:
         """End a connection: decode what still waits, then close its decoder."""
+        if self._connections.get(connection.number) is not connection:
+            return []  # it has ended already, with its carrier
+        connection.ending = ending
         egress, ingress = connection.egress, connection.ingress
         missing = (
             (egress, egress.conclude(ending.egress_end, ending.at, fin=ending.egress_fin)),
@@ -1022,12 +1026,15 @@ class ConnectionTable:
         )
         batches = self._deliver(connection)
         messages = [message for each in missing for message in self._cut_off(connection, *each, ending)]
+        messages += self._unreadable(connection, ending)
         if connection.decoder is not None:
             messages += connection.decoder.close(ending.at, ending.kind, ending.detail)
         if connection.connecting is not None:
             messages.append(ConnectFailed(connection.connecting, ending.at, ending.kind, ending.detail))
         batches.append(Batch(connection, connection.pid, connection.tid, [*messages, Gone(ending.at)]))
         self._remove(connection)
+        if connection.sessions:
+            batches += self._end_sessions(connection, ending)
         return batches
 
     def _cut_off(
@@ -1049,6 +1056,7 @@ class ConnectionTable:
         self._stats.connecting -= connection.connecting is not None
         del self._connections[connection.number]
         self._unix.pop(connection.number, None)
+        self._untied.pop(connection.number, None)
         connection.egress.drop()
         connection.ingress.drop()
 
@@ -1064,6 +1072,10 @@ class ConnectionTable:
 
         return handle
 
+    def _forked(self, event: Forked) -> None:
+        self._processes.forked(event)
+        self._tls.forked(event.pid, event.child)
+
     def _count(self, event: Counters) -> None:
         self._stats.kernel = event.values
 
@@ -1078,6 +1090,26 @@ def _unannounced(chunk: Chunk, comm: str) -> SocketSeen:
 
 
 _NOWHERE = ("", 0)
+
+
+def _without_syn(total: int) -> int:
+    """Return a total of bytes without the SYN, which TCP may have counted."""
+    return total if total > 1 else 0
+
+
+def _inside(ending: _Ending, at: int, *, freed: bool) -> _Ending:
+    """Return how a session ends with its connection: where its plaintext ends is not known by number.
+
+    What the process wrote is whole if the connection was closed behind it, or the object was freed before that. What
+    it read is whole if nothing was left: the peer's FIN is no sign, since close_notify has told the process already.
+    """
+    return ending._replace(
+        egress_end=None, ingress_end=None, egress_fin=ending.orderly and (ending.egress_fin or freed),
+        ingress_fin=ending.orderly and not ending.unread, due=at + WAIT_NS,
+    )  # fmt: skip
+
+
+_HELLO_TYPE_AT, _SERVER_HELLO = 5, 2
 
 
 def _ending(event: StateChanged, unread: int) -> _Ending:
@@ -1108,6 +1140,8 @@ def _ending(event: StateChanged, unread: int) -> _Ending:
         egress_fin=fin_sent,
         ingress_fin=fin_read,
         due=event.at + (LINGER_NS if unread and not at_process else WAIT_NS),
+        orderly=not event.error,
+        unread=unread > 0,
     )  # fmt: skip
 
 

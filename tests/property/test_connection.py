@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apitrace.probes.events import Chunk, SocketClosed, StateChanged
+from apitrace.probes.events import (
+    Chunk,
+    Exited,
+    Forked,
+    ProbesPlaced,
+    SessionFreed,
+    SessionSeen,
+    SocketClosed,
+    SocketSeen,
+    StateChanged,
+)
+from tests.unit.protocols.tls_fixtures import RECORDINGS
 from tests.unit.test_connection import CLOSE, ESTABLISHED, FIN_WAIT1, LAST_ACK, SYN_SENT, Capture, Wire, capture
+from tests.unit.test_connection_tls import Session, handshake, later, placed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,6 +251,138 @@ def test_two_threads_that_read_one_socket_get_nothing_wrong_shown(
     assert len(whole.exchanges) >= len(calls) - 1
 
 
+# -- TLS -------------------------------------------------------------------------------------------------------------
+
+FINISHED = [name for name, recording in RECORDINGS.items() if recording.finished]
+
+
+class Tls(NamedTuple):
+    """A TLS connection: what its socket and what its session gave, each in order, and what was said."""
+
+    wire: Wire
+    session: Session
+    outside: list[Event]
+    inside: list[Event]
+    calls: list[Call]
+
+
+@st.composite
+def tls_connections(draw: st.DrawFn, *, conn: int = 64, at: int = 1_000) -> Tls:
+    """Make a connection whose session is tied at its first event, later, or never."""
+    is_client = draw(st.booleans())
+    wire = Wire(conn=conn, at=at)
+    session = Session(wire, number=conn + 1_000, point=draw(st.sampled_from([3, 5, 99])))
+    outside: list[Event] = [wire.socket(probed=draw(st.booleans()))]
+    outside += handshake(wire, draw(st.sampled_from(FINISHED)), client=is_client)
+    calls = draw(CALLS)
+    ask, reply = (session.write, session.read) if is_client else (session.read, session.write)
+    tied = draw(st.booleans())
+    inside: list[Event] = [session.seen(tied=tied)]
+    inside += [
+        move(piece)
+        for call in calls
+        for move, data in ((ask, call.request), (reply, call.response))
+        for piece in draw(cut(data))
+    ]
+    if not tied and draw(st.booleans()):
+        inside.insert(draw(st.integers(1, len(inside))), session.tie())
+    if draw(st.booleans()):
+        inside.append(session.freed())
+    return Tls(wire, session, outside, inside, calls)
+
+
+def interleaved(data: st.DataObject, *sequences: Sequence[Event]) -> list[Event]:
+    """Merge sequences in any way that keeps the order of each, and give them times in that order."""
+    order = data.draw(st.permutations([place for place, each in enumerate(sequences) for _ in each]))
+    following = [iter(each) for each in sequences]
+    events = [next(following[place]) for place in order]
+    return [event._replace(at=2_000 + 1_000 * number) for number, event in enumerate(events)]
+
+
+def assert_all_over(whole: Capture) -> None:
+    assert whole.stats.open == 0
+    assert whole.table._budget.used == 0
+    assert whole.table._untied == {}
+    assert min(whole.stats.unannounced, whole.stats.tls_connections, whole.stats.unknown_connections) >= 0
+    assert len({exchange.id for exchange in whole.exchanges}) == len(whole.exchanges)
+
+
+@settings(max_examples=300)
+@given(tls_connections(), st.booleans(), st.data())
+def test_however_a_session_and_its_socket_take_turns_the_exchanges_are_the_same(
+    made: Tls, closed: bool, data: st.DataObject
+) -> None:
+    wire, _, outside, inside, calls = made
+    whole = Capture()
+    whole.feed(placed(), *(events := interleaved(data, outside, inside)))
+    wire.at = max(event.at for event in events)
+    if closed:
+        whole.feed(wire.state(ESTABLISHED, FIN_WAIT1))
+        later(whole, wire)
+    whole.drain(wire.at)
+    assert_whole(whole.exchanges, calls)
+    for exchange in whole.exchanges:
+        assert exchange.tls is not None
+        assert (exchange.connection.address_source == "unknown") is (exchange.source.ip is None)
+        if exchange.source.ip is not None:
+            assert {exchange.source.port, exchange.destination.port} == {80, 40000}
+    assert_all_over(whole)
+
+
+@settings(max_examples=100)
+@given(tls_connections(), tls_connections(conn=128), st.data())
+def test_of_two_tls_connections_of_one_process_neither_gets_anything_of_the_other(
+    one: Tls, other: Tls, data: st.DataObject
+) -> None:
+    outside = [
+        event._replace(remote=("10.0.0.2", 50000)) if isinstance(event, SocketSeen) else event
+        for event in other.outside
+    ]
+    whole = Capture()
+    events = interleaved(data, one.outside, one.inside, outside, other.inside)
+    whole.feed(placed(), *events)
+    one.wire.at = other.wire.at = max(event.at for event in events)
+    whole.feed(one.wire.state(ESTABLISHED, FIN_WAIT1), other.wire.state(ESTABLISHED, FIN_WAIT1))
+    later(whole, one.wire)
+    whole.drain(one.wire.at)
+    shown = {40000: list(one.calls), 50000: list(other.calls)}
+    for exchange in sorted(whole.exchanges, key=lambda each: each.source.port is None):
+        ports = {exchange.source.port, exchange.destination.port} & shown.keys()
+        for calls in [shown[port] for port in ports] or shown.values():
+            match = [call for call in calls if outline(exchange) == outline_of(call)]
+            if match:
+                calls.remove(match[0])
+                break
+        else:
+            raise AssertionError(exchange)
+    assert len(whole.exchanges) == len(one.calls) + len(other.calls)
+    assert_all_over(whole)
+
+
+def outline_of(call: Call) -> tuple[str | None, bytes, str | None, bytes]:
+    return call.path, call.request_body, str(call.number), call.response_body
+
+
+@settings(max_examples=200)
+@given(tls_connections(), st.data())
+def test_of_a_tls_connection_with_events_lost_nothing_wrong_is_shown(made: Tls, data: st.DataObject) -> None:
+    """Any event may be lost: of the socket, the session, the tie, the end, or bytes of either."""
+    wire, _, outside, inside, calls = made
+    events = interleaved(data, outside, inside)
+    lost = data.draw(st.sets(st.sampled_from(range(len(events))), min_size=1, max_size=3))
+    whole = Capture()
+    whole.feed(placed(), *(event for number, event in enumerate(events) if number not in lost))
+    wire.at = max(event.at for event in events)
+    whole.feed(wire.state(ESTABLISHED, FIN_WAIT1))
+    later(whole, wire)
+    whole.drain(wire.at)
+    assert_true([exchange for exchange in whole.exchanges if exchange.protocol != "TLS"], calls)
+    assert all(exchange.tls is not None for exchange in whole.exchanges)
+    assert_all_over(whole)
+
+
+# -- nonsense --------------------------------------------------------------------------------------------------------
+
 PIECES = st.sampled_from([
     b"", b"G", b"GET /x HTTP/1.1\r\n\r\n", b"GET /x HTTP/1.1\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
     b"hello", b"HTTP/1.1 200 OK\r\n\r\n", b"\0\0\0", b"\x16\x03\x01\x00\x20\x01" + bytes(31), b"\r\n",
@@ -260,6 +404,22 @@ NONSENSE = st.lists(
         st.builds(SocketClosed, st.integers(0, 10**9), st.just(10), st.sampled_from([1, 2])),
         st.builds(lambda at, conn: Wire(conn=conn, at=at, egress=0, ingress=0).socket(), st.integers(0, 10**9),
                   st.sampled_from([1, 2])),
+        st.builds(
+            Chunk, st.integers(0, 10**9), st.sampled_from([10, 20]), st.just(11), st.sampled_from([1, 3, 4]),
+            st.booleans(), st.integers(0, 60), PIECES, st.sampled_from([0, 0, 3]), st.just(False), st.just(True),
+        ),
+        st.builds(
+            SessionSeen, st.integers(0, 10**9), st.sampled_from([10, 20]), st.just(11), st.sampled_from([1, 3, 4]),
+            st.just(0x7F00), st.sampled_from([0, 0, 1, 2, 3]), st.integers(0, 60), st.integers(0, 60),
+            st.sampled_from([3, 5, 99]), st.booleans(), st.booleans(), st.sampled_from([None, "h2"]), st.just("comm"),
+        ),
+        st.builds(SessionFreed, st.integers(0, 10**9), st.just(10), st.sampled_from([1, 3, 4])),
+        st.builds(
+            ProbesPlaced, st.integers(0, 10**9), st.sampled_from([10, 20]),
+            st.sampled_from([(), ((3, "OpenSSL 3.0.15"), (5, "crypto/tls go1.19.8"))]), st.just(()), st.booleans(),
+        ),
+        st.builds(Exited, st.integers(0, 10**9), st.sampled_from([10, 20])),
+        st.builds(Forked, st.integers(0, 10**9), st.just(10), st.just(20)),
     ),
     max_size=40,
 )  # fmt: skip
@@ -275,7 +435,8 @@ def test_no_events_however_senseless_raise_or_leave_anything_open(events: list[E
     whole.drain(10**9)
     stats = whole.stats
     assert (stats.open, stats.connecting, stats.captured) == (0, 0, len(whole.exchanges))
-    assert min(stats.unknown_connections, stats.tls_connections, stats.http2_connections, stats.unannounced) >= 0
+    assert min(stats.unknown_connections, stats.tls_connections, stats.unannounced) >= 0
     assert whole.table._budget.used == 0
+    assert whole.table._untied == {}
     assert whole.assembler._kept == 0
     assert whole.table.drain(10**9) == []

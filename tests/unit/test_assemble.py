@@ -13,7 +13,7 @@ import zstandard
 
 from apitrace import assemble as module
 from apitrace.assemble import Assembler
-from apitrace.connection import Batch, Budget, ConnectFailed, Gone, Processes, TrackedConnection, Unordered
+from apitrace.connection import Batch, ConnectFailed, Gone, Processes, TrackedConnection, Unordered
 from apitrace.exchange import (
     Connection,
     Container,
@@ -40,6 +40,7 @@ from apitrace.protocols.decoder import (
     Trailers,
 )
 from apitrace.stats import Stats
+from apitrace.streams import Budget
 from tests.unit.test_connection import GET, OK, Capture, Wire, answer, capture, post
 
 if TYPE_CHECKING:

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from apitrace import connection as module
+from apitrace import streams
 from apitrace.assemble import Assembler
 from apitrace.connection import (
     VERDICT_IGNORE,
     VERDICT_KNOWN,
     WAIT_NS,
-    Budget,
     ConnectionTable,
-    Ended,
     Gone,
-    Hole,
-    Jumble,
-    Stream,
-    ahead,
 )
 from apitrace.exchange import Container, Failure
 from apitrace.probes.events import (
@@ -39,14 +34,14 @@ from apitrace.probes.events import (
     SocketSeen,
     StateChanged,
 )
-from apitrace.protocols.decoder import DecodeError, Failed, RequestHead
+from apitrace.protocols.decoder import CLIENT, DecodeError, Failed, RequestHead
 from apitrace.protocols.detect import Detection
 from apitrace.stats import Stats
+from tests.unit.protocols.http2_tools import Talk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from apitrace.connection import Piece
     from apitrace.exchange import Exchange
     from apitrace.protocols.decoder import Message, Side
 
@@ -181,245 +176,6 @@ def outlines(exchanges: Iterable[Exchange]) -> list[tuple[Any, ...]]:
 
 WHOLE = ("/a", 200, 2, 0, (), None)
 """Outline of GET and OK."""
-
-
-# -- streams -------------------------------------------------------------------------------------------------------
-
-
-class Direction:
-    """A stream that begins at position 100, and chunks for it."""
-
-    def __init__(self, *, egress: bool = False, at: int = 100) -> None:
-        self.budget = Budget()
-        self.stream = Stream(egress=egress, expected=at & 0xFFFF_FFFF, budget=self.budget)
-        self._egress = egress
-
-    def chunk(self, seq: int, data: bytes, missing: int = 0, at: int = 1) -> Chunk:
-        return Chunk(at, 1, 1, 1, self._egress, seq & 0xFFFF_FFFF, data, missing, eof=False)
-
-    def take(self, chunk: Chunk) -> list[Piece]:
-        """Let the stream take a chunk; return what is in order now."""
-        self.stream.take(chunk)
-        return self.pieces()
-
-    def put(self, seq: int, data: bytes, missing: int = 0, at: int = 1) -> list[Piece]:
-        return self.take(self.chunk(seq, data, missing, at))
-
-    def pieces(self) -> list[Piece]:
-        return [self.stream.pop() for _ in range(len(self.stream.queue))]
-
-    def give_up(self) -> list[Piece]:
-        self.stream.give_up()
-        return self.pieces()
-
-    def end_at(self, position: int, at: int) -> list[Piece]:
-        self.stream.end_at(position, at)
-        return self.pieces()
-
-
-def test_positions_are_compared_across_the_wrap() -> None:
-    assert ahead(5, 0xFFFF_FFFB) == 10
-    assert ahead(0xFFFF_FFFB, 5) == -10
-    assert ahead(7, 7) == 0
-
-
-def test_chunks_in_their_places_pass_at_once() -> None:
-    one = Direction()
-    assert one.put(100, b"abc") == [one.chunk(100, b"abc")]
-    assert one.put(103, b"de") == [one.chunk(103, b"de")]
-    assert (one.stream.expected, one.stream.since, one.budget.used) == (105, None, 0)
-
-
-def test_bytes_that_were_not_copied_count_in_the_next_place() -> None:
-    one = Direction()
-    one.put(100, b"abc", missing=7)
-    assert one.put(110, b"x") == [one.chunk(110, b"x")]
-
-
-def test_chunks_that_come_early_wait_for_those_before_them() -> None:
-    one = Direction()
-    first, second, third = one.chunk(100, b"ab"), one.chunk(102, b"cd"), one.chunk(104, b"ef", at=9)
-    assert one.take(third) == []
-    assert (one.stream.since, one.stream.horizon, one.budget.used) == (9, 9, 2)
-    assert one.take(second) == []
-    assert one.take(first) == [first, second, third]
-    assert (one.stream.since, one.budget.used) == (None, 0)
-
-
-def test_places_wrap_at_32_bits() -> None:
-    one = Direction(at=0xFFFF_FFFE)
-    late, early = one.chunk(0xFFFF_FFFE, b"abcd"), one.chunk(2, b"ef")
-    assert one.take(early) == []
-    assert one.take(late) == [late, early]
-    assert one.stream.expected == 4
-
-
-def test_a_hole_is_declared_with_its_size_when_it_is_given_up() -> None:
-    one = Direction()
-    behind, further = one.chunk(105, b"xy", at=3), one.chunk(110, b"z", at=4)
-    one.take(further)
-    one.take(behind)
-    assert one.give_up() == [Hole(3, 5), behind, Hole(4, 3), further]
-    assert (one.stream.expected, one.stream.since, one.budget.used) == (111, None, 0)
-
-
-def test_a_chunk_of_a_hole_that_was_given_up_is_of_no_use() -> None:
-    one = Direction()
-    one.put(105, b"xy")
-    one.give_up()
-    assert one.put(100, b"abcde") == []
-    assert one.put(107, b"!") == [one.chunk(107, b"!")]
-
-
-def test_waiting_begins_anew_when_some_of_what_was_missing_comes() -> None:
-    one = Direction()
-    one.put(105, b"x", at=10)
-    one.put(110, b"y", at=20)
-    assert one.put(100, b"abcde", at=30) == [one.chunk(100, b"abcde", at=30), one.chunk(105, b"x", at=10)]
-    assert one.stream.since == 30
-
-
-def test_two_readers_that_claim_the_same_end_are_a_jumble() -> None:
-    """The first took 30 bytes, the second 50; both were reported after the second had them."""
-    one = Direction()
-    first, second = one.chunk(150, b"a" * 30), one.chunk(130, b"b" * 50)
-    assert one.take(first) == []
-    assert one.take(second) == [Jumble(1, (first, second))]
-    assert (one.stream.expected, one.stream.since, one.budget.used) == (180, None, 0)
-
-
-def test_a_jumble_is_told_apart_from_what_lies_behind_it() -> None:
-    one = Direction()
-    first, second, behind = one.chunk(150, b"a" * 30), one.chunk(130, b"b" * 50), one.chunk(180, b"c")
-    assert one.take(behind) == []
-    assert one.take(first) == []
-    assert one.take(second) == [Jumble(1, (first, second)), behind]
-
-
-def test_a_chunk_whose_place_is_sure_does_not_become_part_of_a_jumble() -> None:
-    one = Direction()
-    sure, first, second = one.chunk(100, b"!"), one.chunk(151, b"a" * 30), one.chunk(131, b"b" * 50)
-    assert one.take(first) == []
-    assert one.take(second) == []
-    assert one.take(sure) == [sure, Jumble(1, (first, second))]
-
-
-def test_of_three_readers_the_jumble_is_whole_when_all_are_there() -> None:
-    one = Direction()
-    chunks = one.chunk(109, b"a"), one.chunk(107, b"bbb"), one.chunk(104, b"cccccc")
-    assert one.take(chunks[0]) == []
-    assert one.take(chunks[1]) == []
-    assert one.take(chunks[2]) == [Jumble(1, chunks)]
-
-
-def test_chunks_that_overlap_where_bytes_are_missing_cannot_be_placed() -> None:
-    one = Direction()
-    one.put(150, b"a" * 30)
-    one.put(140, b"b" * 40, at=8)
-    assert one.give_up() == [Hole(1, 80)]
-    assert one.stream.expected == 180
-
-
-def test_the_first_chunk_is_taken_where_it_is_although_the_position_announced_is_further() -> None:
-    one = Direction()
-    assert one.put(90, b"abc") == [one.chunk(90, b"abc")]
-    assert one.put(93, b"d") == [one.chunk(93, b"d")]
-
-
-def test_a_chunk_in_a_place_that_is_taken_costs_an_unknown_number_of_bytes() -> None:
-    one = Direction()
-    one.put(100, b"abcdef")
-    assert one.put(103, b"xyz12", at=5) == [Hole(5, None)]
-    assert one.put(108, b"!") == [one.chunk(108, b"!")]
-
-
-def test_a_stream_without_a_position_begins_with_its_first_chunk() -> None:
-    one = Direction()
-    one.stream.rejoin(None)
-    assert one.put(4321, b"ab") == [one.chunk(4321, b"ab")]
-    assert one.stream.expected == 4323
-
-
-def test_a_stream_that_waits_with_too_many_chunks_is_overfull(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_CHUNKS_LIMIT", 2)
-    one = Direction()
-    overfull = []
-    for place in range(3):
-        one.put(101 + place, b"x")
-        overfull.append(one.stream.overfull)
-    assert overfull == [False, False, True]
-
-
-def test_a_stream_that_waits_with_too_many_bytes_is_overfull(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_BYTES_LIMIT", 4)
-    one = Direction()
-    one.put(101, b"abcd")
-    assert not one.stream.overfull
-    one.stream.take(one.chunk(105, b"e"))
-    assert one.stream.overfull
-
-
-def test_bytes_that_wait_are_bounded_for_all_streams_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_TOTAL_LIMIT", 4)
-    one = Direction()
-    other = Stream(egress=True, expected=0, budget=one.budget)
-    other.take(Chunk(1, 1, 1, 1, True, 10, b"abcd", 0, eof=False))
-    assert (one.stream.overfull, other.overfull) == (False, False)
-    one.put(101, b"e")
-    assert (one.stream.overfull, other.overfull) == (True, True)
-    one.give_up()
-    assert one.budget.used == 4
-
-
-def test_one_byte_before_the_last_chunk_is_the_fin_that_was_read_with_it() -> None:
-    one = Direction()
-    assert one.put(101, b"last") == []
-    assert one.stream.since is None  # it waits for the end, or for more
-    assert one.end_at(104, at=7) == [one.chunk(101, b"last"), Ended(7)]
-
-
-def test_one_byte_before_the_last_chunk_is_a_hole_if_the_end_is_where_the_chunk_ends() -> None:
-    one = Direction()
-    one.put(101, b"last")
-    assert one.end_at(105, at=7) == []
-    assert one.give_up() == [Hole(1, 1), one.chunk(101, b"last"), Ended(7)]
-
-
-def test_one_byte_before_the_last_chunk_is_a_hole_if_nothing_is_known_of_the_end() -> None:
-    one = Direction()
-    one.put(101, b"last")
-    assert one.stream.conclude(None, 9, fin=False) == 0
-    assert one.pieces() == [Hole(1, 1), one.chunk(101, b"last")]
-
-
-def test_one_byte_before_other_data_is_a_hole_like_any_other() -> None:
-    one = Direction()
-    one.put(101, b"more", at=3)
-    one.put(105, b"!", at=4)
-    assert one.stream.since == 4
-    assert one.give_up() == [Hole(3, 1), one.chunk(101, b"more", at=3), one.chunk(105, b"!", at=4)]
-
-
-def test_what_was_sent_never_contains_a_fin() -> None:
-    one = Direction(egress=True)
-    one.put(101, b"last")
-    assert one.stream.since == 1
-    assert one.give_up() == [Hole(1, 1), one.chunk(101, b"last")]
-
-
-def test_an_end_waits_for_the_bytes_before_it() -> None:
-    one = Direction(egress=True)
-    assert one.end_at(103, at=6) == []
-    assert (one.stream.ended, one.stream.since) == (False, 6)
-    assert one.put(100, b"abc") == [one.chunk(100, b"abc"), Ended(6)]
-    assert (one.stream.ended, one.stream.since) == (True, None)
-
-
-def test_bytes_missing_before_an_end_are_a_hole_when_they_are_given_up() -> None:
-    one = Direction(egress=True)
-    one.end_at(103, at=6)
-    assert one.give_up() == [Hole(6, 3), Ended(6)]
-    assert one.stream.expected == 103
 
 
 # -- the hot path, and what it does not do ---------------------------------------------------------------------------
@@ -573,7 +329,7 @@ def test_a_lost_answer_costs_one_exchange() -> None:
 
 
 def test_what_waits_behind_a_hole_of_the_other_direction_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_CHUNKS_LIMIT", 3)
+    monkeypatch.setattr(streams, "HELD_CHUNKS_LIMIT", 3)
     wire, whole, _ = lossy()
     assert outlines(whole.feed(*(wire.receive(GET) for _ in range(4)))) == [LOSSY]
     assert whole.table._budget.used == 0
@@ -685,11 +441,119 @@ def test_an_answer_in_the_clear_on_a_tls_connection_is_shown() -> None:
     assert "request.path" in exchange.unknown
 
 
-def test_http_2_is_counted_and_not_copied_any_more() -> None:
+def http2(talk: Talk, wire: Wire) -> list[Chunk]:
+    """Give what was said as chunks of a traced server."""
+    return [wire.receive(sent.data) if sent.side == CLIENT else wire.send(sent.data) for sent in talk.take()]
+
+
+HTTP2_WHOLE = ("/a", 200, 2, 0, (), None)
+
+
+@pytest.mark.parametrize("server_first", [False, True])
+def test_http_2_is_decoded_from_its_preface_or_from_the_settings_of_its_server(server_first: bool) -> None:
+    wire, whole, talk = Wire(), Capture(), Talk()
+    if server_first:
+        talk.sent.reverse()
+    talk.ask()
+    talk.answer()
+    whole.feed(wire.socket(), *http2(talk, wire))
+    [exchange] = whole.exchanges
+    assert outline(exchange) == HTTP2_WHOLE
+    assert (exchange.protocol, exchange.request.scheme, exchange.connection.stream_id) == ("HTTP/2", "http", 1)
+    assert exchange.process.role == "server"
+    assert exchange.latency_ns == 1_000
+    # The kernel side knows the preface, but not the settings by themselves.
+    assert whole.table.pop_verdicts() == []
+
+
+@pytest.mark.parametrize("by_client", [False, True])
+def test_http_2_is_found_in_the_middle_of_a_connection(by_client: bool) -> None:
+    wire, whole, talk = Wire(), Capture(), Talk()
+    talk.ask()
+    talk.answer()
+    talk.take()
+    if by_client:
+        talk.c(talk.client.window(1))
+    else:
+        talk.s(talk.server.window(1))
+    talk.ask(3)
+    talk.answer(3)
+    whole.feed(wire.socket(egress_total=900, ingress_total=900), *http2(talk, wire))
+    [exchange] = whole.exchanges
+    unknown = ("request.path", "request.authority", "request.headers", "response.headers")
+    assert outline(exchange) == (None, 200, 2, 0, unknown, None)
+    assert exchange.process.role == "server"
+    assert exchange.connection.stream_id == 3
+    assert (whole.stats.joined, whole.stats.partly_known) == (1, 1)
+
+
+def test_http_2_is_found_after_more_unknown_bytes_than_are_looked_at() -> None:
+    wire, whole, talk = Wire(), Capture(), Talk()
+    talk.ask()
+    talk.take()
+    whole.feed(wire.socket(egress_total=900, ingress_total=900))
+    for _ in range(9):
+        whole.feed(wire.send(b"x" * 1000))
+    talk.ask(3)
+    wire.egress += 50_000  # the kernel side copies no more
+    talk.answer(3)
+    whole.feed(*http2(talk, wire))
+    assert [exchange.response and exchange.response.status_code for exchange in whole.exchanges] == [200]
+
+
+def test_settings_in_the_middle_of_a_connection_may_be_those_of_a_client() -> None:
+    wire, whole, talk = Wire(), Capture(), Talk(greet=False)
+    talk.c(talk.client.settings(max_frame_size=20000))
+    talk.ask()
+    talk.s(talk.server.settings(), talk.server.ack())
+    talk.answer()
+    whole.feed(wire.socket(egress_total=900, ingress_total=900), *http2(talk, wire))
+    assert outlines(whole.exchanges) == [HTTP2_WHOLE]
+    assert whole.exchanges[0].process.role == "server"
+
+
+H2C = b"POST /up HTTP/1.1\r\nHost: h.test\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\nContent-Length: 4\r\n\r\nbody"
+H2C_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_request_of_an_upgrade_is_answered_in_http_2(joined: bool) -> None:
+    wire, whole, talk = Wire(), Capture(), Talk(greet=False)
+    talk.c(H2C)
+    talk.s(H2C_ANSWER, talk.server.hello())
+    talk.c(talk.client.hello())
+    talk.answer(1)
+    talk.ask(3)
+    talk.answer(3)
+    whole.feed(wire.socket())
+    if joined:
+        whole.feed(wire.receive(GET), wire.send(OK))
+    whole.feed(*http2(talk, wire))
+    first, second = whole.exchanges[-2:]
+    assert outline(first) == ("/up", 200, 2, 0, (), None)
+    assert (first.protocol, first.connection.stream_id) == ("HTTP/2", 1)
+    assert (first.request.method, first.request.body) == ("POST", b"body")
+    assert outline(second) == HTTP2_WHOLE
+    assert len(whole.exchanges) == 2 + joined
+    assert whole.stats.open == 0
+
+
+def test_a_loss_right_behind_an_upgrade_is_told() -> None:
+    wire, whole, talk = Wire(), Capture(), Talk(greet=False)
+    whole.feed(wire.socket(), wire.receive(H2C), wire.send(H2C_ANSWER, missing=100))
+    talk.server.hello()
+    talk.c(talk.client.hello())
+    talk.answer(1)
+    whole.feed(*http2(talk, wire))
+    [exchange] = whole.exchanges
+    assert outline(exchange) == ("/up", 200, 2, 0, (), None)
+
+
+def test_nonsense_behind_an_upgrade_ends_the_exchange() -> None:
     wire, whole = Wire(), Capture()
-    whole.feed(wire.socket(), wire.receive(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)), wire.receive(GET))
-    assert (whole.stats.http2_connections, whole.exchanges) == (1, [])
-    assert whole.table.pop_verdicts() == [(64, VERDICT_IGNORE)]
+    whole.feed(wire.socket(), wire.receive(H2C), wire.send(H2C_ANSWER + b"nonsense"))
+    assert outlines(whole.exchanges) == [("/up", None, None, 0, (), "decode")]
+    assert whole.stats.undecodable == 1
 
 
 def test_after_an_upgrade_the_connection_is_left_alone() -> None:
@@ -706,11 +570,11 @@ def test_http_inside_a_tunnel_is_shown() -> None:
     assert [exchange.id for exchange in whole.exchanges] == ["777-40-1", "777-40-2"]
 
 
-def test_tls_inside_a_tunnel_is_not_copied_any_more() -> None:
+def test_tls_inside_a_tunnel_is_left_to_the_kernel_sides_own_limit() -> None:
     wire, whole = Wire(), Capture()
     whole.feed(wire.socket(), wire.receive(CONNECT), wire.send(CONNECTED), wire.receive(TLS_HELLO), wire.receive(GET))
     assert outlines(whole.exchanges) == [("h.test:80", 200, 0, 0, (), None)]
-    assert whole.table.pop_verdicts() == [(64, VERDICT_IGNORE)]
+    assert whole.table.pop_verdicts() == []
     assert whole.stats.tls_connections == 1
 
 
