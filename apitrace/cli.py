@@ -14,23 +14,23 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO, cast
 
 import click
 
-from apitrace import __version__
-from apitrace.demo import Workload
+from apitrace import __version__, doctor, listing
 from apitrace.errors import ApitraceError, OutputError, PlatformError, UsageError
 from apitrace.exchange import Exchange
 from apitrace.files.recording import Recording
 from apitrace.files.replay import Replay
-from apitrace.options import Options
+from apitrace.options import ALL, NO_LIVE, STREAMING, CallOptions, MessageSchema, Options
 from apitrace.pipeline import Capture, Limits
-from apitrace.probes import procfs
+from apitrace.probes import host, procfs
 from apitrace.probes.events import EventError
+from apitrace.probes.libraries import Libraries
 from apitrace.probes.sockets import LiveSource, Narrowing
 from apitrace.redact import Redactor
 from apitrace.sinks.jsonl import JsonLines
@@ -44,10 +44,11 @@ from apitrace.targets.containers import Containers
 from apitrace.targets.resolve import Resolver
 from apitrace.targets.target import TargetSet
 
-_CAP_PERFMON, _CAP_BPF, _CAP_SYS_ADMIN = 38, 39, 21
-
 _COMMAND_FAILED = 125
 """Our own failure when a command was to be run, as of env(1) and docker run."""
+
+_BODIES = 2
+"""The verbosity from which on the table shows bodies."""
 
 
 def _split_commas(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -149,8 +150,16 @@ class _Command(click.Command):
               help="Do not mask Authorization, cookies, API keys and passwords in URLs.")
 @click.option("--raw-headers", is_flag=True,
               help="JSON: add header_list, with case, order and repeats as on the wire.")
+@click.option("--messages", is_flag=True,
+              help="Show each message of a gRPC call as it passes, not only with the call when that has ended.")
+@click.option("--proto", multiple=True, metavar="FILE",
+              help="Name what is in gRPC messages, from a .proto file or a descriptor set.")
 @click.option("--ready-file", metavar="PATH", help="Create PATH once the probes are in place.")
 @click.option("--demo", is_flag=True, help="Trace a built-in workload.")
+@click.option("--list", "listing", is_flag=True,
+              help="List the processes that could be traced: listening ports, container, TLS found.")
+@click.option("--doctor", is_flag=True,
+              help="Say what can be read of the targets' TLS, and why not, and what this machine lacks.")
 @click.option("--hook", type=click.Choice(["sock_length", "sys_exit"]), hidden=True)
 @click.version_option(__version__, message="apitrace %(version)s")
 def _parse(*, expression: tuple[str, ...], as_json: bool, **values: Any) -> Options:
@@ -204,6 +213,8 @@ def _check(options: Options, command: tuple[str, ...]) -> Options:
         problem = "--read takes its exchanges from a file: it goes with no target, --port or --host"
     elif options.demo and options.has_target:
         problem = "--demo brings its own target"
+    elif options.listing or options.doctor:
+        problem = _check_report(options)
     elif options.read is None and not options.demo and not options.has_target:
         problem = (
             "nothing to trace: name a --pid, --comm, --container, --pod, --cgroup, --all or -- COMMAND (or --read FILE)"
@@ -217,6 +228,24 @@ def _check(options: Options, command: tuple[str, ...]) -> Options:
     if problem:
         raise UsageError(problem)
     return options
+
+
+def _check_report(options: Options) -> str | None:
+    """Return what does not go with --list or --doctor; None: nothing."""
+    name = "--list" if options.listing else "--doctor"
+    without = {
+        "--doctor": options.listing and options.doctor,
+        "-- COMMAND": options.command,
+        "--demo": options.demo,
+        "--host": options.hosts,
+        "--port": options.doctor and options.ports,
+        "--read": options.read,
+        "--write": options.write,
+        "--output json": options.doctor and options.output == "json",
+        "--duration": options.listing and options.duration,
+        "--count": options.count,
+    }
+    return next((f"{name} does not go with {other}" for other, given in without.items() if given), None)
 
 
 def _same_file(one: str, other: str) -> bool:
@@ -234,10 +263,7 @@ def _say(text: str) -> None:
 
 
 def _require_privilege() -> None:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff")).split()[1], 16)
-    has = [effective >> number & 1 for number in (_CAP_SYS_ADMIN, _CAP_BPF, _CAP_PERFMON)]
-    if not (has[0] or (has[1] and has[2])):
+    if not host.may_trace(host.effective_capabilities()):
         message = "tracing needs root, or CAP_BPF and CAP_PERFMON: run it with sudo"
         raise PlatformError(message)
 
@@ -271,12 +297,12 @@ def _outputs(options: Options, node_name: str) -> tuple[list[Sink], Table | None
             message = f"cannot write {options.write}: {error.strerror}"
             raise OutputError(message) from error
         give_to_caller(stream.fileno())
-        sinks.append(JsonLines(stream, raw_headers=options.raw_headers, node_name=node_name))
+        sinks.append(_json_lines(stream, options, node_name))
     if options.write is not None and not options.print_too:
         return sinks, None
     kind = options.output or ("table" if _terminal(sys.stdout) else "json")
     if kind == "json":
-        sinks.append(JsonLines(sys.stdout.buffer, raw_headers=options.raw_headers, node_name=node_name))
+        sinks.append(_json_lines(sys.stdout.buffer, options, node_name))
         return sinks, None
     color = options.color == "always" or (
         options.color == "auto" and _terminal(sys.stdout) and "NO_COLOR" not in os.environ
@@ -293,11 +319,37 @@ def _outputs(options: Options, node_name: str) -> tuple[list[Sink], Table | None
     return sinks, table
 
 
-def _keep(options: Options) -> Callable[[Exchange], bool] | None:
-    if options.direction is None:
+def _json_lines(stream: BinaryIO, options: Options, node_name: str) -> JsonLines:
+    return JsonLines(stream, raw_headers=options.raw_headers, messages=options.messages, node_name=node_name)
+
+
+def _schema(options: Options) -> MessageSchema | None:
+    """Return what --proto names. Raises UsageError."""
+    if not options.proto:
         return None
-    role = "server" if options.direction == "in" else "client"
-    return lambda exchange: exchange.process.role == role
+    from apitrace.files import proto  # noqa: PLC0415 - with what it imports, 20 ms that no other start needs
+
+    return proto.load(options.proto)
+
+
+def _calls(
+    options: Options, schema: MessageSchema | None, sinks: Sequence[Sink], table: Table | None
+) -> CallOptions:
+    """Return what to make of gRPC calls for these sinks: no more than they show."""
+    live = ALL if options.messages else STREAMING if table is not None else NO_LIVE
+    data = any(sink is not table for sink in sinks) or options.verbosity >= _BODIES
+    return CallOptions(live if sinks else NO_LIVE, data, schema)
+
+
+def _keep(options: Options) -> Callable[[Exchange], bool] | None:
+    conditions: list[Callable[[Exchange], bool]] = []
+    if options.direction is not None:
+        role = "server" if options.direction == "in" else "client"
+        conditions.append(lambda exchange: exchange.process.role == role)
+    if options.ports or options.hosts:
+        # The kernel filters by socket. Of a TLS session whose socket is not known nobody can say that it passes.
+        conditions.append(lambda exchange: exchange.tls is None or exchange.connection.address_source != "unknown")
+    return (lambda exchange: all(condition(exchange) for condition in conditions)) if conditions else None
 
 
 @contextlib.contextmanager
@@ -333,9 +385,10 @@ def _summary(options: Options, stats: Stats) -> None:
 def _replay(options: Options) -> int:
     """-r: the same stages, with a recording in place of the kernel."""
     assert options.read is not None  # noqa: S101 - for the type checker: the caller has looked
+    schema = _schema(options)
     recording = Recording(options.read)
     stats = Stats()
-    sinks, _ = _outputs(options, recording.header.node_name)
+    sinks, table = _outputs(options, recording.header.node_name)
     capture = Capture(
         Replay(recording),
         sinks,
@@ -343,6 +396,7 @@ def _replay(options: Options) -> int:
         clock_offset_ns=recording.header.clock_offset_ns,
         snaplen=options.snaplen,
         redactor=Redactor(show=options.show_secrets),
+        calls=_calls(options, schema, sinks, table),
         keep=_keep(options),
         limits=Limits(count=options.count),
         say=_say,
@@ -359,13 +413,8 @@ def _replay(options: Options) -> int:
     return 0
 
 
-def _live(options: Options) -> int:
-    """Trace."""
-    _require_privilege()
-    node_name = socket.gethostname()
-    containers = Containers()
-    resolver = Resolver(containers)
-    targets = resolver.resolve(
+def _resolve(resolver: Resolver, options: Options) -> TargetSet:
+    return resolver.resolve(
         pids=options.pids,
         comms=options.comms,
         containers=options.containers,
@@ -374,12 +423,136 @@ def _live(options: Options) -> int:
         everything=options.everything,
         follow=options.follow,
     )
+
+
+def _print(pieces: Iterable[bytes]) -> None:
+    """Write to stdout, as the pieces come. A reader that has gone away is no error."""
+    try:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    except OSError as error:
+        message = f"cannot write to stdout: {error.strerror}"
+        raise OutputError(message) from error
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    _print(f"{line}\n".encode(encoding, "backslashreplace") for line in lines)
+
+
+def _chosen(options: Options, resolver: Resolver) -> tuple[TargetSet, list[int]]:
+    """Return the targets, and the processes that they stand for now: all of the host's if none are named."""
+    targets = _resolve(resolver, options) if options.has_target else TargetSet(everything=True)
+    if targets.everything:
+        return targets, [pid for pid in procfs.pids() if pid != os.getpid()]
+    return targets, sorted({*resolver.named(targets), *resolver.members(targets)})
+
+
+def _list(options: Options) -> int:
+    """--list."""
+    containers = Containers()
+    _, pids = _chosen(options, Resolver(containers))
+    rows = []
+
+    def found() -> Iterator[listing.Row]:
+        for row in listing.scan(pids, containers.describe, Libraries(), ports=options.ports):
+            rows.append(row)
+            yield row
+
+    if options.output == "json":
+        _print(map(listing.json_line, found()))
+    else:
+        width = shutil.get_terminal_size().columns if _terminal(sys.stdout) else None
+        _print_lines(listing.table(list(found()), width))
+    unread = listing.unread(rows)
+    if unread and not options.quiet:
+        root = "" if host.may_look_into_others(host.effective_capabilities()) else ": run it with sudo"
+        _say(f"{unread} of {len(rows)} processes may not be looked into, and show ? for what is not known{root}")
+    return 0
+
+
+_WATCHED_S = 2.0
+"""For how long --doctor counts hits if --duration does not say."""
+
+
+def _doctor(options: Options) -> int:
+    """--doctor."""
+    needs = host.needs()
+    processes: list[doctor.Process] = []
+    if options.has_target:
+        containers = Containers()
+        resolver = Resolver(containers)
+        targets, pids = _chosen(options, resolver)
+        if not pids:
+            _say(f"{targets.description}: no process of it runs now")
+        found: dict[int, tuple[doctor.ProbeStatus, ...]] = {}
+        if doctor.can_trace(needs) and not targets.everything and pids:
+            try:
+                found = _watch(options, targets, resolver, containers)
+            except PlatformError as error:
+                needs.append(host.Need("programs", False, str(error)))
+        libraries = Libraries()
+        for pid in sorted({*pids, *found}):
+            described = containers.describe(pid)
+            if described is None or not (procfs.cmdline(pid) or procfs.exe(pid)):
+                continue
+            statuses = found.get(pid)
+            if statuses is None and procfs.may_look_into(pid):
+                statuses = tuple(map(doctor.planned, libraries.stacks(pid)))
+            processes.append(doctor.Process(pid, described[0], described[2], statuses))
+    _print_lines([*doctor.process_lines(processes), *([""] if processes else []), *doctor.host_lines(needs)])
+    return PlatformError.exit_status if any(need.met is False for need in needs) else 0
+
+
+def _watch(
+    options: Options, targets: TargetSet, resolver: Resolver, containers: Containers
+) -> dict[int, tuple[doctor.ProbeStatus, ...]]:
+    """Place the probes for a while; return what became of them, by process. Raises PlatformError, TargetError."""
+    source = LiveSource(
+        targets,
+        Narrowing(),
+        containers.describe,
+        hook=options.hook,
+        named=lambda: resolver.named(targets),
+        members=lambda: resolver.members(targets),
+    )
+    seconds = _WATCHED_S if options.duration is None else options.duration
+    try:
+        source.start()
+        if not options.quiet:
+            _say(f"the probes are in place: counting hits for {seconds:g} s; Ctrl-C ends that")
+        with contextlib.suppress(KeyboardInterrupt), _ready(options.ready_file) as create:
+            create()
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0 and source.has_targets:
+                source.poll(min(100, int(left * 1000) + 1))
+        return {pid: doctor.observed(source.tls, pid) for pid in source.target_pids()}
+    finally:
+        source.close()
+
+
+def _live(options: Options) -> int:
+    """Trace."""
+    schema = _schema(options)
+    _require_privilege()
+    node_name = socket.gethostname()
+    containers = Containers()
+    resolver = Resolver(containers)
+    targets = _resolve(resolver, options)
     command = Command(options.command) if options.command else None
     with contextlib.ExitStack() as stack:
-        workload = stack.enter_context(Workload()) if options.demo else None
+        workload = None
+        if options.demo:
+            from apitrace.demo import Workload  # noqa: PLC0415 - its HTTP servers take 30 ms that no other start needs
+
+            workload = stack.enter_context(Workload())
         if workload is not None:
             targets = TargetSet(pids=workload.pids, description="the built-in workload")
         sinks, table = _outputs(options, node_name)
+        calls = _calls(options, schema, sinks, table)
         offset = _clock_offset()
         recorder = None
         if options.write is not None and options.write.endswith(".apitrace"):
@@ -404,8 +577,10 @@ def _live(options: Options) -> int:
             hook=options.hook,
             named=lambda: resolver.named(targets),
             members=lambda: resolver.members(targets),
+            commanded=command is not None,
             unix_listeners=procfs.any_listens_on_unix,
         )
+        stack.callback(source.close)
         stats = Stats()
 
         def say(text: str) -> None:
@@ -421,6 +596,7 @@ def _live(options: Options) -> int:
             clock_offset_ns=offset,
             snaplen=options.snaplen,
             redactor=Redactor(show=options.show_secrets),
+            calls=calls,
             keep=_keep(options),
             recorder=recorder,
             limits=Limits(
@@ -438,7 +614,6 @@ def _live(options: Options) -> int:
             if command is not None:
                 command.release()
         except BaseException:
-            source.stop()
             if command is not None:
                 command.cancel()
             raise
@@ -457,6 +632,14 @@ def _live(options: Options) -> int:
         return command.wait()
 
 
+def _mode(options: Options) -> Callable[[Options], int]:
+    if options.listing:
+        return _list
+    if options.doctor:
+        return _doctor
+    return _live if options.read is None else _replay
+
+
 def run(arguments: Sequence[str]) -> int:
     """Do what the arguments say; return the exit status."""
     with_command = "--" in arguments
@@ -464,7 +647,7 @@ def run(arguments: Sequence[str]) -> int:
         options = parse(arguments)
         if isinstance(options, int):
             return options
-        return _replay(options) if options.read is not None else _live(options)
+        return _mode(options)(options)
     except CommandError as error:
         _say(str(error))
         return error.exit_status

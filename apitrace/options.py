@@ -3,6 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+NO_LIVE, STREAMING, ALL = range(3)
+"""Which messages of calls are wanted as they pass: none; those of calls that are seen to carry more than one a side;
+all."""
+
+
+class MessageSchema(Protocol):
+    """What knows the types of a service's messages. Raises the decoders' DecodeError."""
+
+    def decode(
+        self, service: str, method: str, *, request: bool, data: bytes, cut: bool = False
+    ) -> dict[str, Any] | None:
+        """Return a message by the names of its fields, or None. `cut`: the data are only its beginning."""
+
+
+class CallOptions(NamedTuple):
+    """What is to be made of the messages in calls."""
+
+    live: int = NO_LIVE
+    data: bool = True
+    """Whether to take messages apart: it costs more than all else about them."""
+    schema: MessageSchema | None = None
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +62,15 @@ class Options:
     color: str = "auto"
     show_secrets: bool = False
     raw_headers: bool = False
+    messages: bool = False
+    """Show each message of a gRPC call as it passes."""
+    proto: tuple[str, ...] = ()
+    """Files that name what is in these messages."""
     ready_file: str | None = None
     demo: bool = False
+    listing: bool = False
+    """--list."""
+    doctor: bool = False
     hook: str | None = None
     """"sock_length" or "sys_exit": for the tests, both paths of which must run."""
 

@@ -18,17 +18,22 @@ from types import FrameType
 from typing import Protocol
 
 from apitrace.assemble import Assembler
-from apitrace.connection import ConnectionTable
-from apitrace.errors import OutputError
-from apitrace.exchange import Exchange
+from apitrace.connection import Batch, ConnectionTable
+from apitrace.errors import OutputError, PlatformError
+from apitrace.exchange import Exchange, Outcome, Progress
+from apitrace.options import CallOptions
 from apitrace.probes import events
 from apitrace.redact import Redactor
 from apitrace.sinks.recording import Recorder
-from apitrace.sinks.sink import Sink
+from apitrace.sinks.sink import MessageSink, Sink
 from apitrace.stats import Stats
 
 POLL_MS = 20
 """How long the kernel may fill the ring buffer before it is read: measured, half the cost of waking per event."""
+
+STAGED_EVENTS = 64
+"""Events that go through a stage before the next stage runs. One stage's code fits a CPU's instruction cache (32 KiB)
+and all of them together do not: event by event, an exchange took twice the time."""
 
 _SILENCE_NS = 5_000_000_000
 """After so long without an exchange, one line says why."""
@@ -78,17 +83,20 @@ class Capture:
         clock_offset_ns: int,
         snaplen: int,
         redactor: Redactor,
+        calls: CallOptions | None = None,
         keep: Callable[[Exchange], bool] | None = None,
         recorder: Recorder | None = None,
         limits: Limits | None = None,
         say: Callable[[str], None] = lambda _: None,
         status: Callable[[str], None] | None = None,
     ) -> None:
+        """`calls` says what to make of the messages of gRPC calls; they go to the sinks that can show them live."""
         self._source = source
         self._sinks = sinks
+        self._message_sinks = [sink for sink in sinks if isinstance(sink, MessageSink)]
         self._stats = stats
         self._table = ConnectionTable(stats=stats)
-        self._assembler = Assembler(stats=stats, clock_offset_ns=clock_offset_ns, snaplen=snaplen)
+        self._assembler = Assembler(stats=stats, clock_offset_ns=clock_offset_ns, snaplen=snaplen, calls=calls)
         self._redactor = redactor
         self._keep = keep
         self._recorder = recorder
@@ -132,15 +140,24 @@ class Capture:
                 signal.signal(number, handler)
 
     def run(self) -> None:
-        """Capture until something ends it; then show what is open, and close the sinks. Raises OutputError."""
+        """Capture until something ends it; then show what is open, and close the sinks.
+
+        Raises OutputError, or PlatformError if the kernel's side was lost: what was captured is shown all the same.
+        """
+        lost = None
         try:
-            self._loop()
+            try:
+                self._loop()
+            except PlatformError as error:
+                lost = error
             self._finish()
         except BrokenPipeError:
             self._broken_pipe = True
         finally:
             self._source.stop()
             self._close()
+        if lost is not None:
+            raise lost
 
     def _loop(self) -> None:
         source, limits = self._source, self._limits
@@ -181,32 +198,37 @@ class Capture:
 
     def _take(self, raw: list[bytes]) -> bool:
         """Put a batch of raw events through the stages. Return whether a process has exited."""
-        decode, feed, assemble = events.decode, self._table.feed, self._assembler.feed
-        recorder = self._recorder
         ended = False
         at = 0
-        for record in raw:
-            if recorder is not None:
-                recorder.write(record)
-            event = decode(record)
-            at = event.at
-            if record[0] == events.EXIT:
-                ended = True
-            for batch in feed(event):
-                for exchange in assemble(batch):
-                    self._emit(exchange)
+        for start in range(0, len(raw), STAGED_EVENTS):
+            records = raw[start : start + STAGED_EVENTS]
+            if self._recorder is not None:
+                for record in records:
+                    self._recorder.write(record)
+            decoded = list(map(events.decode, records))
+            at = decoded[-1].at
+            ended = ended or any(record[0] == events.EXIT for record in records)
+            self._show([batch for event in decoded for batch in self._table.feed(event)])
             if self._counted_out:
                 return ended
         now = self._source.now() or at
-        for batch in self._table.tick(now):
-            for exchange in self._assembler.feed(batch):
-                self._emit(exchange)
+        self._show(self._table.tick(now))
+        for notice in self._table.pop_notices():
+            self._say(notice)
         for conn, verdict in self._table.pop_verdicts():
             self._source.verdict(conn, verdict)
         return ended
 
-    def _emit(self, exchange: Exchange) -> None:
+    def _show(self, batches: list[Batch]) -> None:
+        """Put batches through the stages behind the table."""
+        for outcome in [outcome for batch in batches for outcome in self._assembler.feed(batch)]:
+            self._emit(outcome)
+
+    def _emit(self, exchange: Outcome) -> None:
         if self._counted_out:
+            return
+        if isinstance(exchange, Progress):
+            self._emit_progress(exchange)
             return
         if self._keep is not None and not self._keep(exchange):
             self._stats.filtered += 1
@@ -217,6 +239,16 @@ class Capture:
         self.shown += 1
         if self.shown == self._limits.count:
             self._counted_out = self._stop = True
+
+    def _emit_progress(self, progress: Progress) -> None:
+        """Show a message of a call that goes on. It counts neither as shown nor as filtered: its exchange will."""
+        if self._keep is not None and not self._keep(progress.exchange):
+            return
+        exchange = self._redactor.redact(progress.exchange)
+        if exchange is not progress.exchange:
+            progress = progress._replace(exchange=exchange)
+        for sink in self._message_sinks:
+            sink.write_message(progress)
 
     # -- once per batch or per capture -----------------------------------------------------------------------------
 
@@ -231,7 +263,8 @@ class Capture:
         if raw is not None:
             if self._recorder is not None:
                 self._recorder.write(raw)
-            self._table.feed(events.decode(raw))
+            # An event like any other: with it the time goes on, and connections come to their ends.
+            self._show(self._table.feed(events.decode(raw)))
 
     def _finish(self) -> None:
         """Decode what is still in the ring buffer, then show what is open."""
@@ -244,9 +277,7 @@ class Capture:
         self._count_losses()
         if not self._counted_out:
             at = self._source.now() or self._table.newest
-            for batch in self._table.drain(at):
-                for exchange in self._assembler.feed(batch):
-                    self._emit(exchange)
+            self._show(self._table.drain(at))
             for exchange in self._assembler.drain(at):
                 self._emit(exchange)
         self._flush()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from apitrace.exchange import Exchange, Header, Headers, Request, Response
+    from apitrace.exchange import Exchange, Grpc, Header, Headers, Request, Response
 
 _CREDENTIALS = (
     "authorization", "proxy-authorization", "x-authorization", "x-forwarded-authorization",
@@ -116,9 +116,10 @@ class Redactor:
             return exchange
         request = self._request(exchange.request)
         response = exchange.response and self._response(exchange.response)
-        if request is exchange.request and response is exchange.response:
+        grpc = exchange.grpc and self._grpc(exchange.grpc)
+        if request is exchange.request and response is exchange.response and grpc is exchange.grpc:
             return exchange
-        return exchange._replace(request=request, response=response)
+        return exchange._replace(request=request, response=response, grpc=grpc)
 
     def _request(self, request: Request) -> Request:
         path, authority = request.path, request.authority
@@ -141,6 +142,14 @@ class Redactor:
         if (headers, trailers) == (response.headers, response.trailers):
             return response
         return response._replace(headers=headers, trailers=trailers)
+
+    def _grpc(self, call: Grpc) -> Grpc:
+        metadata = (call.request_metadata, call.response_metadata, call.trailing_metadata)
+        masked = tuple(map(self._headers, metadata))
+        if masked == metadata:
+            return call
+        request, response, trailing = masked
+        return call._replace(request_metadata=request, response_metadata=response, trailing_metadata=trailing)
 
     def _headers(self, headers: Headers) -> Headers:
         rules = self._rules

@@ -30,6 +30,8 @@ class Stats:
     unanswered: int = 0
     """Of those captured, the ones that nothing answered until the capture ended."""
     filtered: int = 0
+    partly_known: int = 0
+    """Of those captured, the ones of which something was on the wire and could not be recovered."""
     undecodable: int = 0
     """How often a connection stopped making sense to its decoder."""
     unseen_bytes: int = 0
@@ -46,7 +48,6 @@ class Stats:
     unknown_connections: int = 0
     """Connections that so far carried bytes of no known protocol and nothing else."""
     tls_connections: int = 0
-    http2_connections: int = 0
     kernel: tuple[int, ...] = (0,) * len(COUNTER_NAMES)
     """The kernel programs' counters, by COUNTER_NAMES."""
 
@@ -67,6 +68,7 @@ class Stats:
             dropped += f" ({_count(self.counter('ring_bytes'), 'byte')})"
         lines = [
             f"{_count(self.captured, 'exchange')} captured, {self.unanswered:,} unanswered, {self.filtered:,} filtered"
+            + (f", {self.partly_known:,} with unknown fields" if self.partly_known else "")
             + (f", {self.open:,} open" if self.open else ""),
             f"{dropped} dropped by kernel, {_count(self.unseen_bytes, 'byte')} unseen",
             f"{_count(self.connections, 'connection')}, {self.joined:,} joined mid-stream"
@@ -80,8 +82,7 @@ class Stats:
     def _connection_kinds(self) -> tuple[tuple[int, str], ...]:
         return (
             (self.unknown_connections, "of no known protocol"),
-            (self.tls_connections, "TLS (not decoded yet)"),
-            (self.http2_connections, "HTTP/2 (not decoded yet)"),
+            (self.tls_connections, "TLS"),
             (self.unannounced, "of unknown address"),
             (self.evicted, "given up to make room"),
         )
@@ -110,11 +111,7 @@ class Stats:
             (self.filtered, f"{_count(self.filtered, 'exchange')} seen, but filtered out"),
             (self.open, f"requests seen, none answered yet: {self.open:,} open"),
             (self.connecting, f"{_count(self.connecting, 'connect')} not answered yet"),
-            (self.tls_connections, f"{_count(self.tls_connections, 'TLS connection')} seen: TLS is not decoded yet"),
-            (
-                self.http2_connections,
-                f"{_count(self.http2_connections, 'HTTP/2 connection')} seen: HTTP/2 is not decoded yet",
-            ),
+            (self.tls_connections, f"{_count(self.tls_connections, 'TLS connection')} seen, no request on it yet"),
             (unknown, f"{_count(unknown, 'connection')} {carry} no protocol that apitrace knows"),
             (dropped, f"{_count(dropped, 'event')} dropped by kernel"),
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 import orjson
 
 from apitrace.errors import UsageError
-from apitrace.probes.events import EVENT_ABI, HEAD
+from apitrace.probes.events import EVENT_ABIS, HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +81,9 @@ class Recording:
         _, version, abi, size = START.unpack(start)
         if version != FORMAT:
             self._refuse(f"has format {version}; this apitrace reads format {FORMAT}")
-        if abi != EVENT_ABI:
-            self._refuse(f"holds events of ABI {abi}; this apitrace reads ABI {EVENT_ABI}")
+        if abi not in EVENT_ABIS:
+            known = " and ".join(map(str, EVENT_ABIS))
+            self._refuse(f"holds events of ABI {abi}; this apitrace reads ABI {known}")
         header = _header(self._file.read(size) if size <= _HEADER_LIMIT else b"")
         if header is None:
             self._refuse("has a damaged header")

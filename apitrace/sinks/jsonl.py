@@ -5,7 +5,10 @@ Every key is always present; what is not known is null, so a field that `unknown
 seen. An AF_UNIX end has `path` in place of `ip` and `port`. An
 empty body is null, and so is its encoding; `body_size` tells whether there was none or none was kept. A body that is
 UTF-8 is a string, any other is base64; where a truncated body ends inside a character, that character is left out.
-`grpc` is null until something decodes it.
+A gRPC call has `grpc`; its messages are in `requests` and `responses`, and again, framed as they were, in the bodies.
+
+With `messages`, each message of a gRPC call is a line of its own as well, when it passes. Such a line has `kind`, which
+is "message"; the lines of exchanges have no such key. `id` is that of the exchange, whose line follows at its end.
 
 Each line is written whole or not at all (but for a failure of the stream), and nothing captured makes it invalid:
 text that Unicode cannot encode (lone surrogates) is spelled with backslashes.
@@ -29,7 +32,7 @@ from apitrace.sinks.text import body_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from apitrace.exchange import Container, Exchange, Headers, Request, Response
+    from apitrace.exchange import CallMessage, Container, Exchange, Grpc, Headers, Progress, Request, Response
 
 _JOINTS = {"cookie": "; ", "set-cookie": "\n"}
 """Between repeated values: ", " is right for all others (RFC 9110 section 5.3); cookies are joined with "; " (RFC 9113
@@ -95,7 +98,7 @@ def _record(
         "protocol": exchange.protocol,
         "request": _request(exchange.request, raw_headers),
         "response": None if response is None else _response(response, raw_headers),
-        "grpc": None,
+        "grpc": None if exchange.grpc is None else _grpc(exchange.grpc, clock),
         "latency_ns": exchange.latency_ns,
         "timing": {
             "request_ns": timing.request_ns,
@@ -116,7 +119,7 @@ def _unset_unknown(record: dict[str, Any]) -> None:
     """Make null what is unknown; a field of which some was seen keeps that, but part of a size is no size."""
     for name in record["unknown"]:
         side, _, field = name.partition(".")
-        message = record[side] if side in {"request", "response"} else None
+        message = record[side] if side in {"request", "response", "grpc"} else None
         if message is None or field not in message:
             continue
         if field == "body_size" or not message[field]:
@@ -155,8 +158,58 @@ def _message(message: Request | Response, raw_headers: bool) -> dict[str, Any]:
     return fields
 
 
+def _grpc(call: Grpc, clock: _Clock) -> dict[str, Any]:
+    return {
+        "service": call.service,
+        "method": call.method,
+        "status_code": call.status_code,
+        "status": call.status,
+        "message": call.message,
+        "timeout_ns": call.timeout_ns,
+        "request_metadata": _merged(call.request_metadata),
+        "response_metadata": _merged(call.response_metadata),
+        "trailing_metadata": _merged(call.trailing_metadata),
+        "requests": [_call_message(message, clock) for message in call.requests],
+        "responses": [_call_message(message, clock) for message in call.responses],
+        "request_count": call.request_count,
+        "response_count": call.response_count,
+    }
+
+
+def _call_message(message: CallMessage, clock: _Clock) -> dict[str, Any]:
+    timestamp, size, compressed, data, encoding, truncated = message
+    return {
+        "timestamp": timestamp,
+        "time": None if timestamp is None else clock.text(timestamp),
+        "size": size,
+        "compressed": compressed,
+        "data": data,
+        "data_encoding": encoding,
+        "truncated": truncated,
+    }
+
+
+def to_message_record(progress: Progress, message: CallMessage, clock: _Clock) -> dict[str, Any]:
+    """Return the line of a message that has passed."""
+    exchange = progress.exchange
+    service, method = (exchange.grpc.service, exchange.grpc.method) if exchange.grpc is not None else (None, None)
+    return {
+        "kind": "message",
+        "id": exchange.id,
+        "stream_id": exchange.connection.stream_id,
+        "pid": exchange.process.pid,
+        "service": service,
+        "method": method,
+        "side": progress.side,
+        "index": progress.ordinal,
+        **_call_message(message, clock),
+    }
+
+
 def _merged(headers: Headers) -> dict[str, str]:
     """Return lower-case names to values, repeated ones joined."""
+    if not headers:
+        return {}
     merged = {name: value for name, value, _ in headers}
     if len(merged) == len(headers):
         return merged
@@ -239,10 +292,13 @@ class _Memo(dict[Any, orjson.Fragment]):
 class JsonLines:
     """Writes records to a stream."""
 
-    def __init__(self, stream: BinaryIO, *, raw_headers: bool = False, node_name: str) -> None:
+    def __init__(
+        self, stream: BinaryIO, *, raw_headers: bool = False, messages: bool = False, node_name: str
+    ) -> None:
         name = getattr(stream, "name", "the output")
         self._output = Output(stream, "standard output" if name == "<stdout>" else str(name))
         self._raw_headers = raw_headers
+        self._messages = messages
         self._node_name = node_name
         self._clock = _Clock()
         self._memo = _Memo()
@@ -263,6 +319,17 @@ class JsonLines:
             line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:
             line = _dumps_anything(to_record(exchange, node_name=self._node_name, raw_headers=self._raw_headers))
+        self._output.put(line)
+
+    def write_message(self, progress: Progress) -> None:
+        """Take a message of a call that goes on."""
+        if not self._messages or progress.message is None:
+            return
+        record = to_message_record(progress, progress.message, self._clock)
+        try:
+            line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError:
+            line = _dumps_anything(record)
         self._output.put(line)
 
     # -- once per batch ----------------------------------------------------------------------------------------------

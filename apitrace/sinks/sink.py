@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from apitrace.exchange import Exchange
+from apitrace.exchange import Exchange, Progress
 
 
 class Sink(Protocol):
@@ -18,3 +18,11 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Flush and let go. Called once."""
+
+
+@runtime_checkable
+class MessageSink(Sink, Protocol):
+    """A sink that can show the messages of a call while it is open. Failures are as in Sink."""
+
+    def write_message(self, progress: Progress) -> None:
+        """Take what has just passed on a call. The call's exchange comes to `write` when it has ended."""

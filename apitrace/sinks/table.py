@@ -8,6 +8,10 @@ cells. Only the request's column grows and shrinks with the width; before it bec
 least telling first. Without a width (output to a file) nothing of it is cut. The arrow is the direction of the request
 as the traced process sees it: "->" it is the client, "<-" it is the server. SIZE is the response body's.
 
+A gRPC call has "grpc" in the column of the protocol, its status behind the path unless that is OK, and the numbers of
+its messages each way (">3 <5") unless it has one and one. One that is seen to carry more than that has rows before it
+ends: when it is found to be such a call ("open"), and for each message, whose LAT is the time since the call began.
+
 What is not true and complete is marked: "!" at the status, and the reason behind the path. Where there is no response,
 the kind of the failure takes the place of status and size. "?" stands for what was on the wire and could not be
 recovered, "-" for what does not exist.
@@ -19,6 +23,7 @@ screen: it is erased before rows are written and drawn again after them.
 from __future__ import annotations
 
 import codecs
+import json
 import time
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -26,9 +31,9 @@ from apitrace.sinks.output import Output
 from apitrace.sinks.text import body_text, cells, duration, escape, fit, size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from apitrace.exchange import Container, Endpoint, Exchange, Process, Request, Response
+    from apitrace.exchange import CallMessage, Container, Endpoint, Exchange, Grpc, Process, Progress, Request, Response
 
 _RESET = "\x1b[0m"
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = (f"\x1b[{code}m" for code in (1, 2, 31, 32, 33, 36))
@@ -38,6 +43,7 @@ _ERASE = "\r\x1b[K"
 """To the start of the line, and erase to its end: ECMA-48, sections 8.3.15 and 8.3.41."""
 
 _ARROWS = {"client": "->", "server": "<-"}
+_SIDE_MARKS = {"client": ">", "server": "<"}
 _PROTOCOLS = {"HTTP/1.0": "h1.0", "HTTP/1.1": "h1.1", "HTTP/2": "h2"}
 
 _CLOCK, _NO_TIME, _UNIX_TIME, _SINCE_PREVIOUS, _DATE, _SINCE_FIRST = range(6)
@@ -59,6 +65,8 @@ _LEAST_WIDTH = 24
 _DISPENSABLE = ("protocol", "process", "time", "direction", "latency")
 """Columns in the order in which they go from a terminal that is too narrow for all."""
 
+_BODIES = 2
+"""The verbosity from which on bodies are shown."""
 _BINARY_PREVIEW_BYTES = 16
 """A row of a hex dump: enough for every magic number."""
 _TAB_CELLS = 4
@@ -149,6 +157,28 @@ class Table:
         lines.append("")
         self._put("\n".join(lines))
 
+    def write_message(self, progress: Progress) -> None:
+        """Take a message of a call that goes on, or that there is such a call."""
+        exchange, message = progress.exchange, progress.message
+        layout = self._layout or self._lay_out()
+        if message is None:
+            self._put(self._row(exchange, layout, outcome=f"{'open':>{_OUTCOME_CELLS}}") + "\n")
+            return
+        mark = _SIDE_MARKS.get(progress.side or "", "?")
+        at = exchange.timestamp if message.timestamp is None else message.timestamp
+        lines = [
+            self._row(
+                exchange._replace(timestamp=at, latency_ns=at - exchange.timestamp),
+                layout,
+                method=f"{mark}{'?' if progress.ordinal is None else progress.ordinal + 1}",
+                outcome=f"{size(message.size):>{_OUTCOME_CELLS}}",
+            )
+        ]
+        if self._verbosity >= _BODIES:
+            lines.append(self._clean(f"    {mark} {_said(message)}"))
+        lines.append("")
+        self._put("\n".join(lines))
+
     def flush(self) -> None:
         """Push out the rows that are held."""
         self._layout = None
@@ -194,7 +224,10 @@ class Table:
 
     # -- a row -------------------------------------------------------------------------------------------------------
 
-    def _row(self, exchange: Exchange, layout: _Layout) -> str:
+    def _row(
+        self, exchange: Exchange, layout: _Layout, *, method: str | None = None, outcome: str | None = None
+    ) -> str:
+        """Return a row; `method` and `outcome` stand in place of the exchange's, for a call that goes on."""
         widths = layout.widths
         row = []
         if "time" in widths:
@@ -204,9 +237,10 @@ class Table:
         if "direction" in widths:
             row.append(_ARROWS.get(exchange.process.role or "", "? "))
         if "protocol" in widths:
-            row.append(f"{_PROTOCOLS.get(exchange.protocol, exchange.protocol):<{_PROTOCOL_CELLS}}")
-        row.append(self._request_cell(exchange, layout.request))
-        row.append(self._outcome_cell(exchange))
+            protocol = _PROTOCOLS.get(exchange.protocol, exchange.protocol) if exchange.grpc is None else "grpc"
+            row.append(f"{protocol:<{_PROTOCOL_CELLS}}")
+        row.append(self._request_cell(exchange, layout.request, method, outcome is None))
+        row.append(self._outcome_cell(exchange) if outcome is None else outcome)
         if "latency" in widths:
             latency = "-" if exchange.latency_ns is None else duration(exchange.latency_ns)
             row.append(f"{latency:>{_LATENCY_CELLS}}")
@@ -238,22 +272,26 @@ class Table:
             return fit(comm, width - len(pid), self._ellipsis) + pid
         return fit(comm + pid, width, self._ellipsis)
 
-    def _request_cell(self, exchange: Exchange, width: int | None) -> str:
+    def _request_cell(self, exchange: Exchange, width: int | None, method: str | None, ended: bool) -> str:
         """Return method, host and path, and behind them what is wrong with the exchange."""
         request = exchange.request
-        method = self._clean(request.method or ("?" if "request.method" in exchange.unknown else "-"))
+        if method is None:
+            method = self._clean(request.method or ("?" if "request.method" in exchange.unknown else "-"))
         host, path = (self._clean(part) for part in _target(exchange))
-        note = self._clean(_note(exchange))
+        call = _call_note(exchange.grpc) if ended and exchange.grpc is not None else ""
+        note = self._clean(call + _note(exchange))
+        well = exchange.complete and (exchange.grpc is None or exchange.grpc.status_code == 0)
+        color = _DIM if well else _RED
         if width is None:
             text = f"{method:<4} {host}{path}"
-            return fit(text, max(cells(text), _UNCUT_REQUEST_CELLS - cells(note)), "") + self._paint(note, _RED)
+            return fit(text, max(cells(text), _UNCUT_REQUEST_CELLS - cells(note)), "") + self._paint(note, color)
         if note:
             note = fit(note, min(cells(note), width // 2), self._ellipsis)
         width -= cells(note)
         room = width - max(4, cells(method)) - 1
         if cells(host) + cells(path) > room > 0:  # the path tells more: it gets two thirds if it needs them
             host = fit(host, min(cells(host), max(room // 3, room - cells(path))), self._ellipsis)
-        return fit(f"{method:<4} {host}{path}", width, self._ellipsis) + self._paint(note, _RED)
+        return fit(f"{method:<4} {host}{path}", width, self._ellipsis) + self._paint(note, color)
 
     def _outcome_cell(self, exchange: Exchange) -> str:
         response, error = exchange.response, exchange.error
@@ -271,19 +309,25 @@ class Table:
     def _details(self, exchange: Exchange) -> Iterator[str]:
         """Give the lines under a row. They are whole, so a URL can be copied; the terminal may wrap them."""
         yield from (f"    {self._clean(line)}" for line in _about(exchange))
-        request, response, unknown = exchange.request, exchange.response, exchange.unknown
+        request, response, unknown, call = exchange.request, exchange.response, exchange.unknown, exchange.grpc
         if request.method is not None or request.path is not None:
             yield self._clean(f"    > {request.method or '?'} {request.path or '?'} {exchange.protocol}")
-            yield from self._message(request, "    >", "request.body_size" in unknown)
+            yield from self._message(request, "    >", "request.body_size" in unknown, call and call.requests)
         if response is not None:
             code = "?" if response.status_code is None else response.status_code
             yield self._clean(f"    < {exchange.protocol} {code} {response.reason or ''}".rstrip())
-            yield from self._message(response, "    <", "response.body_size" in unknown)
+            yield from self._message(response, "    <", "response.body_size" in unknown, call and call.responses)
 
-    def _message(self, message: Request | Response, mark: str, unsized: bool) -> Iterator[str]:
+    def _message(
+        self, message: Request | Response, mark: str, unsized: bool, inner: Sequence[CallMessage] | None
+    ) -> Iterator[str]:
+        """Give the lines of a request or response; `inner` are the messages in its body."""
         for header in message.headers:
             yield self._clean(f"{mark} {header.raw_name}: {header.value}")
-        if message.body_size or message.body or unsized:
+        if inner and self._verbosity >= _BODIES:
+            yield mark
+            yield from (self._clean(f"{mark} {_said(each)}") for each in inner)
+        elif message.body_size or message.body or unsized:
             yield mark
             yield from (f"{mark} {line}" for line in self._body(message, "?" if unsized else str(message.body_size)))
         for header in message.trailers:
@@ -357,6 +401,28 @@ def _note(exchange: Exchange) -> str:
     return f" !{', '.join(reasons)}" if reasons else ""
 
 
+def _call_note(call: Grpc) -> str:
+    """Return what an ended call has to tell besides its exchange."""
+    parts = [] if call.status_code == 0 else [f"status {'?' if call.status_code is None else call.status_code}"]
+    if call.status is not None and parts:
+        parts = [call.status]
+    counts = (call.request_count, call.response_count)
+    if counts != (1, 1) and (counts != (1, 0) or call.status_code == 0):
+        sent, received = ("?" if count is None else count for count in counts)
+        parts.append(f">{sent} <{received}")
+    return f" {' '.join(parts)}" if parts else ""
+
+
+def _said(message: CallMessage) -> str:
+    """Return what a message says, on one line."""
+    if message.encoding is None:
+        return f"<message of {message.size} bytes, not kept>"
+    text = json.dumps(message.data, ensure_ascii=False, separators=(",", ":"))
+    if message.encoding == "base64":
+        text = f"<message of {message.size} bytes, base64: {text[1:-1]}>"
+    return f"{text} <truncated: {message.size} bytes were sent>" if message.truncated else text
+
+
 def _about(exchange: Exchange) -> Iterator[str]:
     """Give the lines that belong to neither message."""
     if exchange.url is not None:
@@ -370,12 +436,21 @@ def _about(exchange: Exchange) -> Iterator[str]:
     known = [f"{name} {duration(span)}" for name, span in spans.items() if span is not None]
     if known:
         yield ", ".join(known)
+    if exchange.grpc is not None:
+        yield from _about_call(exchange.grpc)
     if error is not None:
         yield f"{error.kind}: {error.detail}"
     if exchange.lost_bytes:
         yield f"{exchange.lost_bytes} bytes were not seen"
     if exchange.unknown:
         yield f"not known: {', '.join(exchange.unknown)}"
+
+
+def _about_call(call: Grpc) -> Iterator[str]:
+    code = "none seen" if call.status_code is None else f"{call.status_code} {call.status or ''}".rstrip()
+    message = f": {call.message}" if call.message else ""
+    limit = "" if call.timeout_ns is None else f", timeout {duration(call.timeout_ns)}"
+    yield f"gRPC {call.service or '?'} {call.method or '?'}{limit}, status {code}{message}"
 
 
 def _container(container: Container) -> str:

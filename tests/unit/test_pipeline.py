@@ -14,6 +14,7 @@ import pytest
 
 from apitrace.errors import OutputError
 from apitrace.exchange import Exchange
+from apitrace.options import ALL, CallOptions
 from apitrace.pipeline import Capture, Limits
 from apitrace.probes import events
 from apitrace.redact import Redactor
@@ -80,6 +81,13 @@ class Fake:
 
     def stop(self) -> None:
         self.stopped += 1
+
+
+class Screen(io.BytesIO):
+    """Can still be read when it has been closed."""
+
+    def close(self) -> None:
+        pass
 
 
 class Keeps:
@@ -209,6 +217,41 @@ def test_a_report_is_given_when_asked_for_and_the_capture_goes_on() -> None:
     ]
 
 
+def test_what_ends_when_the_counters_are_read_is_shown() -> None:
+    """They are events like any other: with them the time goes on, and a connection that has closed comes to its end."""
+    raw = calls(1)
+    request, answer = raw[1], chunk(15, events.FLAG_EGRESS, 0, b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\npart")
+    closed = head(events.STATE, events.FLAG_EOF, 20) + struct.pack("=HHIIIIHH", 1, 7, 104, 0, 0, 0, 0, 80)
+    source, running = Fake([[raw[0], request, answer, closed]]), []
+    counted = iter([events.encode_counters(events.Counters(1_000_000_000, (9,) * len(events.COUNTER_NAMES)))])
+    source.counters = lambda: next(counted, None)  # type: ignore[method-assign]
+    shown: list[Exchange] = []
+
+    class KeepsAll(Keeps):
+        def write(self, exchange: Exchange) -> None:
+            shown.append(exchange)
+
+    running.append(capture(source, KeepsAll(), stats=(stats := Stats())))
+    reports: list[int] = []
+
+    def before(number: int) -> None:
+        if number == 1:
+            assert shown == []
+            running[0].request_report()
+        if number == 2:
+            reports.append(len(shown))
+            running[0].request_stop(signal.SIGINT)
+
+    source.before_poll = before
+    running[0].run()
+    assert reports == [1]
+    [exchange] = shown
+    assert exchange.request.path == "/0"
+    assert exchange.error is not None
+    assert exchange.error.kind == "reset"
+    assert (stats.captured, stats.open, stats.unanswered, stats.counter("events")) == (1, 0, 0, 9)
+
+
 def test_lines_of_json_come_out_per_batch() -> None:
     out = io.BytesIO()
     source, running = Fake([calls(2)]), []
@@ -230,3 +273,62 @@ def test_signals_are_given_back_after_the_capture() -> None:
     with capture(Fake([]), Keeps()).signals():
         assert signal.getsignal(signal.SIGUSR1) not in before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+WORD = b"\0\0\0\0\x03\x0a\x01a"
+WEB_REQUEST = (
+    b"POST /pkg.Words/Say HTTP/1.1\r\nHost: t\r\nContent-Type: application/grpc-web\r\nAuthorization: Bearer abc\r\n"
+    b"Content-Length: 16\r\n\r\n"
+)
+WEB_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/grpc-web\r\nContent-Length: 29\r\n\r\n"
+WEB_TRAILERS = b"\x80\0\0\0\x10grpc-status: 0\r\n"
+
+
+def web_call() -> list[bytes]:
+    """The events of a gRPC-Web call with two messages each way but for the answer's one."""
+    parts = [(0, WEB_REQUEST), (0, WORD), (0, WORD), (1, WEB_RESPONSE), (1, WORD), (1, WEB_TRAILERS)]
+    raw, seqs, at = [socket_seen(1)], [0, 0], 10
+    for side, data in parts:
+        raw.append(chunk(at, events.FLAG_EGRESS if side else 0, seqs[side], data))
+        seqs[side] += len(data)
+        at += 1
+    return raw
+
+
+def shown_lines(**calls_: object) -> list[dict[str, object]]:
+    out, source, running = Screen(), Fake([web_call()]), []
+    sink = JsonLines(out, messages=True, node_name="n")
+    running.append(capture(source, sink, **calls_))
+    stop_after(source, 1, running)
+    running[0].run()
+    assert running[0].shown == 1
+    return [orjson.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_messages_go_to_the_sinks_as_they_pass_and_count_for_nothing() -> None:
+    *messages, exchange = shown_lines(calls=CallOptions(ALL), limits=Limits(count=1))
+    assert [(line["kind"], line["side"], line["index"], line["data"]) for line in messages] == [
+        ("message", "client", 0, {"1": {"string": "a"}}),
+        ("message", "client", 1, {"1": {"string": "a"}}),
+        ("message", "server", 0, {"1": {"string": "a"}}),
+    ]
+    assert {line["id"] for line in messages} == {exchange["id"]}
+    assert "kind" not in exchange
+
+
+def test_without_being_wanted_no_message_is_shown() -> None:
+    [exchange] = shown_lines()
+    assert exchange["grpc"]["request_count"] == 2
+
+
+def test_what_is_filtered_out_has_no_messages_shown_either() -> None:
+    lines = shown_lines(calls=CallOptions(ALL), keep=lambda exchange: exchange.response is not None)
+    assert [line.get("side") for line in lines] == ["server", None]
+
+
+def test_a_sink_that_takes_no_messages_gets_none() -> None:
+    source, sink, running = Fake([web_call()]), Keeps(), []
+    running.append(capture(source, sink, calls=CallOptions(ALL)))
+    stop_after(source, 1, running)
+    running[0].run()
+    assert sink.paths == ["/pkg.Words/Say"]

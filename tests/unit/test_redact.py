@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apitrace import redact
 from apitrace.exchange import Exchange, Header
 from apitrace.redact import Redactor
-from tests.golden.exchanges import PLAIN, asked, headers
+from tests.golden.exchanges import CALL, PLAIN, asked, headers
 
 KEY = b"0123456789abcdef"
 
@@ -203,3 +203,14 @@ def test_a_masked_url_still_has_the_same_parts() -> None:
     parts = urlsplit(path("http://bob:hunter2@example.com:81/a;b?x=1&key=abc&y=2") or "")
     assert (parts.username, parts.password, parts.hostname, parts.port) == (BOB, HUNTER2, "example.com", 81)
     assert (parts.path, parse_qs(parts.query)) == ("/a;b", {"x": ["1"], "key": [ABC], "y": ["2"]})
+
+
+def test_metadata_of_a_grpc_call_is_masked_like_the_headers_that_it_comes_from() -> None:
+    assert CALL.grpc is not None
+    for name in ("request_metadata", "response_metadata", "trailing_metadata"):
+        given_ = CALL.grpc._replace(**{name: headers("authorization: Bearer abc", "x-id: 7")})
+        call = masked(CALL._replace(grpc=given_)).grpc
+        assert call is not None
+        assert getattr(call, name) == headers(f"authorization: Bearer {ABC}", "x-id: 7")
+    plain = CALL._replace(grpc=CALL.grpc._replace(request_metadata=()))
+    assert masked(plain).grpc is plain.grpc

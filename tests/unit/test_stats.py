@@ -26,18 +26,18 @@ def test_a_capture_without_losses_says_so_in_three_lines() -> None:
 
 def test_every_loss_and_everything_left_out_is_named() -> None:
     stats = Stats(
-        captured=1, opened=3, unseen_bytes=1, connections=1, undecodable=1, unannounced=2, evicted=3,
-        unknown_connections=4, tls_connections=5, http2_connections=6,
+        captured=1, opened=3, partly_known=1, unseen_bytes=1, connections=1, undecodable=1, unannounced=2, evicted=3,
+        unknown_connections=4, tls_connections=5,
     )  # fmt: skip
     stats.kernel = counters(
         ring_full=1, ring_bytes=70000, fault=1, call_limit=2000, no_content=3, compat=1, sockets_full=9
     )
     assert stats.summary_lines() == [
-        "1 exchange captured, 0 unanswered, 0 filtered, 2 open",
+        "1 exchange captured, 0 unanswered, 0 filtered, 1 with unknown fields, 2 open",
         "1 event (70,000 bytes) dropped by kernel, 1 byte unseen",
         (
-            "1 connection, 0 joined mid-stream, 4 of no known protocol, 5 TLS (not decoded yet), "
-            "6 HTTP/2 (not decoded yet), 2 of unknown address, 3 given up to make room"
+            "1 connection, 0 joined mid-stream, 4 of no known protocol, 5 TLS, "
+            "2 of unknown address, 3 given up to make room"
         ),
         "1 byte in user memory that the kernel could not read",
         "2,000 bytes beyond what is copied of one call",
@@ -56,8 +56,7 @@ def test_every_loss_and_everything_left_out_is_named() -> None:
         (Stats(connections=2), "2 connections seen, no request on them yet"),
         (Stats(connections=3, opened=5, captured=3), "requests seen, none answered yet: 2 open"),
         (Stats(connections=1, connecting=1), "1 connect not answered yet"),
-        (Stats(connections=3, tls_connections=3), "3 TLS connections seen: TLS is not decoded yet"),
-        (Stats(connections=1, http2_connections=1), "1 HTTP/2 connection seen: HTTP/2 is not decoded yet"),
+        (Stats(connections=3, tls_connections=3), "3 TLS connections seen, no request on it yet"),
         (Stats(connections=2, unknown_connections=2), "2 connections carry no protocol that apitrace knows"),
         (Stats(connections=1, unknown_connections=1), "1 connection carries no protocol that apitrace knows"),
         (Stats(connections=1, opened=7, captured=7, filtered=7), "7 exchanges seen, but filtered out"),
@@ -71,7 +70,7 @@ def test_silence_has_a_reason(stats: Stats, reason: str) -> None:
 def test_silence_may_have_several_reasons() -> None:
     stats = Stats(connections=5, tls_connections=1, unknown_connections=2, opened=1)
     assert stats.why_nothing() == (
-        "requests seen, none answered yet: 1 open; 1 TLS connection seen: TLS is not decoded yet; "
+        "requests seen, none answered yet: 1 open; 1 TLS connection seen, no request on it yet; "
         "2 connections carry no protocol that apitrace knows"
     )
 

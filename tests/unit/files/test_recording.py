@@ -99,7 +99,7 @@ def test_a_file_cut_in_its_header_is_refused(tmp_path: Path) -> None:
         (b"\xd4\xc3\xb2\xa1" + bytes(100), "is not a recording of apitrace"),
         (b'{"id":"1f-1"}\n', "is not a recording of apitrace"),
         (struct.pack("<8sHHI", b"APITRACE", 2, 1, 0), "has format 2; this apitrace reads format 1"),
-        (struct.pack("<8sHHI", b"APITRACE", 1, 7, 0), "holds events of ABI 7; this apitrace reads ABI 1"),
+        (struct.pack("<8sHHI", b"APITRACE", 1, 7, 0), "holds events of ABI 7; this apitrace reads ABI 1 and 2"),
         (struct.pack("<8sHHI", b"APITRACE", 1, 1, 1 << 31) + b"{}", "has a damaged header"),
         (struct.pack("<8sHHI", b"APITRACE", 1, 1, 2) + b"[]", "has a damaged header"),
         (with_header({"node_name": ...}), "has a damaged header"),

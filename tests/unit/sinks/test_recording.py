@@ -37,7 +37,7 @@ def test_the_file_is_laid_out_as_documented(tmp_path: Path) -> None:
     recorder.close()
     fields = orjson.dumps(HEADER._asdict())
     assert path.read_bytes() == b"".join([
-        b"APITRACE", struct.pack("<HHI", 1, 1, len(fields)), fields,
+        b"APITRACE", struct.pack("<HHI", 1, 2, len(fields)), fields,
         struct.pack("<I", 40), EVENT, struct.pack("<I", 41), EVENT, b"!",
     ])  # fmt: skip
 
