@@ -20,6 +20,16 @@ Headers = tuple[tuple[str, str], ...]
 Address = tuple[str, int]
 """(ip, port), or (path, 0) of an AF_UNIX end: ("", 0) for one that has no name."""
 
+
+class Session(NamedTuple):
+    """The TLS session that a call went through."""
+
+    version: str | None
+    """As OpenSSL spells it: "TLSv1.3"."""
+    sni: str | None
+    alpn: str | None
+
+
 _JOINTS = {"cookie": "; ", "set-cookie": "\n"}
 
 
@@ -36,6 +46,9 @@ class Call(NamedTuple):
     response_size: int
     client: Address
     server: Address
+    tls: Session | None = None
+    stream: int | None = None
+    """The HTTP/2 stream, where the journal's writer knows it."""
 
     @property
     def number(self) -> str:
@@ -74,6 +87,8 @@ def of_record(record: dict[str, Any]) -> Call:
         response_size=response["body_size"] if response else 0,
         client=client,
         server=server,
+        tls=record["tls"] and Session(*(record["tls"][name] for name in Session._fields)),
+        stream=record["connection"]["stream_id"],
     )
 
 
@@ -84,6 +99,8 @@ def of_line(line: str) -> Call:
         fields[name] = tuple((key, value) for key, value in fields[name])
     for name in ("client", "server"):
         fields[name] = tuple(fields[name])
+    session = Session(*(value or None for value in fields.get("tls") or (None,) * 3))
+    fields["tls"] = session if any(session) else None
     return Call(**fields)
 
 

@@ -64,20 +64,20 @@ def _tar(files: Mapping[str, bytes], links: Mapping[str, str] | None = None, dir
     return out.getvalue()
 
 
-def _sleep() -> dict[str, bytes]:
-    """Return sleep(1) and its libraries: what a pod's sandbox runs, which gets no mounts."""
-    sleep = os.path.realpath(program("sleep"))
-    said = subprocess.run(["ldd", sleep], check=True, capture_output=True, text=True).stdout
-    paths = [sleep, *(word for word in said.split() if word.startswith("/"))]
+def with_libraries(path: str) -> dict[str, bytes]:
+    """Return a program and the libraries it is linked with, for an image: path there -> content."""
+    path = os.path.realpath(path)
+    said = subprocess.run(["ldd", path], check=True, capture_output=True, text=True).stdout
+    paths = [path, *(word for word in said.split() if word.startswith("/"))]
     names = (path if path.startswith("/usr/") else f"/usr{path}" for path in paths)  # /lib and /lib64 are links
     return {name.lstrip("/"): Path(path).read_bytes() for name, path in zip(names, paths, strict=True)}
 
 
-def _image() -> bytes:
-    """Return the image as `docker save` writes one, which all three runtimes can load."""
+def image_of(files: Mapping[str, bytes], links: Mapping[str, str] | None = None, name: str = IMAGE) -> bytes:
+    """Return an image with these files as `docker save` writes one, which all three runtimes can load."""
     layer = _tar(
-        {"etc/passwd": b"root:x:0:0:root:/:/bin/sh\n", "etc/group": b"root:x:0:\n", **_sleep()},
-        {name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")},
+        {"etc/passwd": b"root:x:0:0:root:/:/bin/sh\n", "etc/group": b"root:x:0:\n", **files},
+        {**{name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}, **(links or {})},
         ("dev", "etc", "proc", "run", "sys", "tmp", "usr", "var"),
     )
     config = {
@@ -86,7 +86,7 @@ def _image() -> bytes:
         "config": {"Cmd": ["/bin/sleep", "infinity"], "Env": ["PATH=/usr/sbin:/usr/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
-    manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     return _tar(
         {
             "manifest.json": json.dumps(manifest).encode(),
@@ -94,6 +94,11 @@ def _image() -> bytes:
             "layer.tar": layer,
         }
     )
+
+
+def _image() -> bytes:
+    """Return the image that gets the host's programs by mounts, but for what a pod's sandbox runs, which gets none."""
+    return image_of(with_libraries(program("sleep")))
 
 
 # -- what all runtimes need -------------------------------------------------------------------------------------------
@@ -237,8 +242,10 @@ class Engine:
         self._command = program(command)
         self._flags = [
             "--network=host", "--stop-timeout=0", f"--cgroup-parent={cgroup}",
-            f"--workdir={ROOT}", f"--env=PYTHONPATH={ROOT}",
-            "--volume=/usr:/usr:ro", f"--volume={ROOT}:{ROOT}:ro", f"--volume={shared}:{shared}",
+            f"--volume={shared}:{shared}",
+        ]  # fmt: skip
+        self._host = [
+            f"--workdir={ROOT}", f"--env=PYTHONPATH={ROOT}", "--volume=/usr:/usr:ro", f"--volume={ROOT}:{ROOT}:ro",
         ]  # fmt: skip
 
     def __call__(self, *arguments: str, stdin: bytes = b"") -> str:
@@ -250,9 +257,15 @@ class Engine:
         assert done.returncode == 0, f"{arguments} failed:\n{done.stderr.decode()}"
         return done.stdout.decode().strip()
 
-    def run_arguments(self, name: str, *command: str, flags: Sequence[str] = ()) -> list[str]:
-        """Return the arguments that run a container in the foreground, its stdin and stdout connected."""
-        return [self._command, "run", "--interactive", f"--name={name}", *self._flags, *flags, IMAGE, *command]
+    def run_arguments(
+        self, name: str, *command: str, flags: Sequence[str] = (), image: str | None = None
+    ) -> list[str]:
+        """Return the arguments that run a container in the foreground, its stdin and stdout connected.
+
+        `image`: one that has all it needs and gets nothing of the host's but `shared`.
+        """
+        flags = [*self._flags, *([] if image else self._host), *flags]
+        return [self._command, "run", "--interactive", f"--name={name}", *flags, image or IMAGE, *command]
 
     def exec_arguments(self, name: str, *command: str) -> list[str]:
         """Return the arguments that run a further command in a container, its stdin and stdout connected."""
@@ -260,11 +273,15 @@ class Engine:
 
     def run(self, name: str, *command: str, flags: Sequence[str] = ()) -> str:
         """Run a container in the background; return its ID."""
-        return self("run", "--detach", f"--name={name}", *self._flags, *flags, IMAGE, *command)
+        return self("run", "--detach", f"--name={name}", *self._flags, *self._host, *flags, IMAGE, *command)
 
     def exec(self, name: str, *command: str) -> str:
         """Run a further command in a container to its end; return what it prints."""
         return self("exec", name, *command)
+
+    def load(self, image: bytes) -> None:
+        """Make an image known."""
+        self("load", stdin=image)
 
     def pid(self, name: str) -> int:
         """Return a container's first process."""
@@ -299,7 +316,7 @@ def start_docker(shared: Path) -> Iterator[Engine]:
         variables = {"DOCKER_HOST": f"unix://{address}", "CONTAINERD_ADDRESS": str(containerd)}
         with _daemon(arguments, address):
             docker = Engine("docker", variables, place.cgroup, shared)
-            docker("load", stdin=_image())
+            docker.load(_image())
             try:
                 yield docker
             finally:
@@ -338,7 +355,7 @@ def start_podman(shared: Path) -> Iterator[Engine]:
             path.write_text(text.format(directory=place.directory))
             variables[name] = str(path)
         podman = Engine("podman", variables, place.cgroup, shared)
-        podman("load", stdin=_image())
+        podman.load(_image())
         try:
             yield podman
         finally:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from tests.live.calls import Address, Call, of_record, read_journal
+from tests.live.calls import Address, Call, of_record, read_journal, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -71,6 +71,12 @@ def program(name: str) -> str:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or cannot(f"{name} is not installed")
 
 
+def read_lines(path: Path, count: int) -> list[Any]:
+    """Return the values of a file of JSON lines, once it has `count`."""
+    until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, f"{path.name} has {count} lines")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def unused_port() -> int:
     """Return a TCP port that nothing listens on, outside the range that connects draw theirs from."""
     while True:
@@ -99,11 +105,17 @@ class Program:
         assert line, f"{self.name} ended: status {self._process.wait()}"
         return line
 
-    def go(self) -> None:
-        """Let a client make its calls."""
+    def go(self, line: str = "go", last: str = "") -> None:
+        """Let a client make its calls: those that the line tells, or those that it knows.
+
+        `last`: more for it to read, up to the end of its input.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{line}\n{last}")
         self._process.stdin.flush()
+        if last:
+            self._process.stdin.close()
+            self._process.stdin = None
 
     def wait_done(self) -> None:
         """Wait until a client has made its calls."""
@@ -141,6 +153,29 @@ class Nginx(Program):
             )
             for call in super().calls(count)
         ]
+
+
+def configure_nginx(
+    prefix: Path, port: int, workers: int = 1, *, sendfile: bool = False, tls: tuple[Path, str] | None = None,
+    http2: str | None = None, pem: Path | None = None,
+) -> None:
+    """Make the directory of an nginx, with its configuration and its files. `pem`: certificate and key for HTTP/2."""
+    (prefix / "files").mkdir(parents=True)
+    (prefix / "files/page.html").write_bytes(b"<p>static</p>\n" * 100)
+    certificate = ""
+    if tls:
+        pair = f"ssl_certificate {tls[0]}/server.pem; ssl_certificate_key {tls[0]}/server.key;"
+        certificate = f"{pair} ssl_protocols {tls[1]};"
+    if pem:
+        certificate = f"ssl_certificate {pem}; ssl_certificate_key {pem};"
+    listen = [*(["ssl"] if tls or http2 == "tls" else []), *(["http2"] if http2 else [])]
+    config = (SERVERS / "nginx.conf").read_text()
+    for name, value in {
+        "@PREFIX@": prefix, "@PORT@": port, "@WORKERS@": workers, "@SENDFILE@": "on" if sendfile else "off",
+        "@LISTEN@": " ".join(listen), "@CERTIFICATE@": certificate,
+    }.items():  # fmt: skip
+        config = config.replace(name, str(value))
+    (prefix / "nginx.conf").write_text(config)
 
 
 class Capture:
@@ -260,34 +295,77 @@ class Lab:
         journal = self.path("node")
         return self._serve(program("node"), str(SERVERS / "node.js"), str(journal), journal=journal)
 
+    def certificate(self) -> Path:
+        """Make a certificate for localhost, with its key, in one PEM file."""
+        path = self.path("certificate")
+        command = [program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        command += ["-subj", "/CN=localhost", "-keyout", str(path), "-out", f"{path}.crt"]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
+        return path
+
+    def http2(self, kind: str, transport: str = "h2c") -> Program:
+        """Start an HTTP/2 server: "python" or "node"; see servers/http2.py. `transport`: "h2c" or "tls"."""
+        journal = self.path(f"http2-{kind}")
+        command = {
+            "python": [sys.executable, "-m", "tests.live.servers.http2"],
+            "node": [program("node"), str(SERVERS / "node_http2.js")],
+        }[kind]  # fmt: skip
+        certificate = [str(self.certificate())] if transport == "tls" else []
+        return self._serve(*command, str(journal), *certificate, journal=journal)
+
+    def nghttpd(self, transport: str = "h2c") -> Program:
+        """Start nghttpd on a directory with the files hello and large. It keeps no journal."""
+        port, root = unused_port(), self.path("nghttpd")
+        root.mkdir()
+        (root / "hello").write_bytes(b"hello\n")
+        (root / "large").write_bytes(b"0123456789abcdef" * 20_000)
+        ways = {"h2c": ["--no-tls", str(port)], "tls": [str(port), *[str(self.certificate())] * 2]}
+        server = self.start(program("nghttpd"), "-d", str(root), *ways[transport], journal=root / "journal")
+        server.address = ("127.0.0.1", port)
+        until(lambda: listening(port), "nghttpd listens")
+        return server
+
+    def hypercorn(self, transport: str = "h2c") -> Program:
+        """Start hypercorn, which takes prior knowledge and Upgrade."""
+        journal, port = self.path("hypercorn"), unused_port()
+        pem = self.certificate() if transport == "tls" else None
+        tls = [f"--certfile={pem}", f"--keyfile={pem}"] if pem else []
+        server = self.start(
+            sys.executable, "-m", "hypercorn", *tls, "--bind", f"127.0.0.1:{port}", "--log-level", "error",
+            "tests.live.servers.asgi_http2:application", journal=journal, extra={"JOURNAL": str(journal)},
+        )  # fmt: skip
+        server.address = ("127.0.0.1", port)
+        until(lambda: listening(port), "hypercorn listens")
+        return server
+
     def go(self, binary: Path) -> Program:
         journal = self.path("go")
         return self._serve(str(binary), str(journal), journal=journal)
 
-    def gunicorn(self, workers: int) -> Program:
+    def gunicorn(self, workers: int, *flags: str) -> Program:
         """Start gunicorn: the returned PID is that of the parent, which serves nothing itself."""
         journal, port = self.path("gunicorn"), unused_port()
         arguments = ["--workers", str(workers), "--worker-class", "gthread", "--threads", "2", "--keep-alive", "60"]
         arguments += ["--bind", f"127.0.0.1:{port}", "--worker-tmp-dir", str(self.directory), "--log-level", "error"]
         server = self.start(
-            sys.executable, "-m", "gunicorn", *arguments, "tests.live.servers.prefork:application",
+            sys.executable, "-m", "gunicorn", *arguments, *flags, "tests.live.servers.prefork:application",
             journal=journal, extra={"JOURNAL": str(journal)},
         )  # fmt: skip
         server.address = ("127.0.0.1", port)
         until(lambda: len(children(server.pid)) == workers and listening(port), "gunicorn's workers run")
         return server
 
-    def nginx(self, workers: int = 1, *, sendfile: bool = False) -> Program:
-        """Start nginx in the foreground, in a directory of its own; the PID is the master's."""
+    def nginx(
+        self, workers: int = 1, *, sendfile: bool = False, tls: tuple[Path, str] | None = None, http2: str | None = None
+    ) -> Program:
+        """Start nginx in the foreground, in a directory of its own; the PID is the master's.
+
+        `tls`: the directory with the certificates, and the versions of TLS to speak. `http2`: "h2c" or "tls".
+        """
         port, prefix = unused_port(), self.path("nginx")
-        (prefix / "files").mkdir(parents=True)
-        (prefix / "files/page.html").write_bytes(b"<p>static</p>\n" * 100)
-        config = (SERVERS / "nginx.conf").read_text()
-        for name, value in {
-            "@PREFIX@": prefix, "@PORT@": port, "@WORKERS@": workers, "@SENDFILE@": "on" if sendfile else "off",
-        }.items():  # fmt: skip
-            config = config.replace(name, str(value))
-        (prefix / "nginx.conf").write_text(config)
+        pem = self.certificate() if http2 == "tls" else None
+        configure_nginx(prefix, port, workers, sendfile=sendfile, tls=tls, http2=http2, pem=pem)
         arguments = ["-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", str(prefix / "error.log")]
         server = self.start(program("nginx"), *arguments, journal=prefix / "journal", kind=Nginx)
         server.address = ("127.0.0.1", port)
@@ -311,6 +389,16 @@ class Lab:
             sys.executable, "-m", "tests.live.clients.pipelined", str(journal), json.dumps(to.address), str(count),
             journal=journal,
         )  # fmt: skip
+
+    def http2_client(self, kind: str, to: Program, requests: Iterable[Record], transport: str = "h2c") -> Program:
+        """Start an HTTP/2 client, "python" or "node", which makes a round of calls with each `go`."""
+        journal = self.path(f"http2-client-{kind}")
+        command = {
+            "python": [sys.executable, "-m", "tests.live.clients.http2"],
+            "node": [program("node"), str(SERVERS.with_name("clients") / "node_http2.js")],
+        }[kind]  # fmt: skip
+        arguments = [str(journal), json.dumps(to.address), transport, *map(json.dumps, requests)]
+        return self.start(*command, *arguments, journal=journal)
 
     # apitrace
 
@@ -351,7 +439,8 @@ def children(pid: int) -> list[int]:
 def listening(port: int) -> bool:
     """Whether a TCP socket listens on this port; asked without connecting to it."""
     suffix = f":{port:04X}"
-    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    tables = (Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6"))
+    rows = (line.split() for table in tables for line in table)
     return any(row[1].endswith(suffix) and row[3] == "0A" for row in rows)
 
 
@@ -387,15 +476,16 @@ def assert_same(shown: Iterable[Call], expected: Iterable[Call]) -> None:
 
 def assert_exactly(
     capture: Capture, *, client: Iterable[Call] = (), server: Iterable[Call] = (), protocol: str = "HTTP/1.1",
-    unknown: Collection[str] = (),
+    unknown: Collection[str] = (), leave_out: Collection[str] = (),
 ) -> None:
     """Fail unless apitrace has shown exactly these calls at these ends, each whole, and nothing else.
 
-    `unknown`: fields that a record may name as not known, where not even the kernel can tell them.
+    `unknown`: fields that a record may name as not known, where not even the kernel can tell them. `leave_out`:
+    headers of responses that were not noted.
     """
     client, server = list(client), list(server)
-    assert_same(map(of_record, capture.at("client")), client)
-    assert_same(map(of_record, capture.at("server")), server)
+    assert_same(without(map(of_record, capture.at("client")), *leave_out), client)
+    assert_same(without(map(of_record, capture.at("server")), *leave_out), server)
     records = capture.exchanges
     assert len(records) == len(client) + len(server)
     flawed = [

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.containers import IMAGE, PYTHON, Engine, Pods, start_docker, start_podman, start_pods
-from tests.live.harness import Lab, Program, assert_exactly, cannot
+from tests.live.harness import APITRACE, Lab, Program, assert_exactly, cannot, environment
 
 ENGINES = {"docker": start_docker, "podman": start_podman}
 CALL = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()"
@@ -84,6 +84,22 @@ def test_only_the_named_of_two_containers_is_shown(lab: Lab, engine: Engine, sha
         assert ends == {(names[0], "Container")}
     finally:
         engine.remove(*names)
+
+
+def test_a_container_is_listed_with_its_ports_and_its_name(lab: Lab, engine: Engine, shared: Path) -> None:
+    name = f"web-{uuid.uuid4().hex[:6]}"
+    server = serve(lab, engine, shared, name)
+    try:
+        command = [*APITRACE, "--list", "--container", name]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+        head, *rows = run.stdout.splitlines()
+        assert head.split() == ["PID", "COMMAND", "CONTAINER", "LISTENS", "TLS"]
+        (row,) = [row.split() for row in rows if str(server.address[1]) in row]
+        assert row[:4] == [str(engine.pid(name)), row[1], name, str(server.address[1])]
+        assert {line.split()[2] for line in rows} == {name}
+        assert run.stderr == ""
+    finally:
+        engine.remove(name)
 
 
 def test_what_is_run_in_the_container_later_is_shown(lab: Lab, engine: Engine) -> None:

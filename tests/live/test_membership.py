@@ -44,7 +44,7 @@ def tracing(targets: TargetSet) -> Iterator[LiveSource]:
         source.start()
         yield source
     finally:
-        source.stop()
+        source.close()
 
 
 def paths(source: LiveSource) -> list[str]:

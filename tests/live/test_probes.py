@@ -69,10 +69,11 @@ def traced_child(function: Callable[[], None], hook: str, **narrow: tuple[object
         source.start()
         os.write(write, b"!")
         assert os.waitpid(pid, 0)[1] == 0
+        source.stop()
+        yield source
     finally:
         os.close(write)
-        source.stop()
-    yield source
+        source.close()
 
 
 def chunks(source: LiveSource) -> list[events.Chunk]:

@@ -1,24 +1,29 @@
 """The Python client of the tests: http.client on any number of connections at once, each kept alive.
 
-    python -m tests.live.clients.keepalive JOURNAL ADDRESS CONNECTIONS ROUNDS REQUEST...
+    python -m tests.live.clients.keepalive [--ca FILE [--name NAME] [--tls VERSION]] JOURNAL ADDRESS CONNECTIONS ROUNDS
+                                           REQUEST...
 
 ADDRESS is JSON, as the servers print it. Each REQUEST is JSON: {"method", "path", "headers", "size", "chunked"}, where
-all but the path have a default. Each connection sends all REQUESTs in turn, ROUNDS times. Starts when its standard
-input says "go" and ends when that ends: so it can be traced from its first call on, by its PID.
+all but the path have a default. With --ca it speaks HTTPS, asks for the server NAME and trusts who is certified by that
+FILE; --tls limits it to one VERSION ("TLSv1.2"). Each connection sends all REQUESTs in turn, ROUNDS times, each time
+that standard input says "go", and they end when that ends: so it can be traced from its first call on, by its PID, or
+from a later one.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import itertools
 import json
 import socket
+import ssl
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from tests.live.calls import Address, Call, Journal, address, fold
-from tests.live.servers.origin import body_of
+from tests.live.servers.origin import body_of, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +32,11 @@ if TYPE_CHECKING:
 class Recording(http.client.HTTPConnection):
     """Remembers the header lines it sends, and connects to any Address."""
 
-    def __init__(self, to: Address) -> None:
+    def __init__(self, to: Address, context: ssl.SSLContext | None = None, name: str = "") -> None:
         super().__init__(to[0] if to[1] else "localhost", to[1] or None)
         self._to = to
+        self._context = context
+        self._name = name
         self.sent: list[tuple[str, str]] = []
 
     def connect(self) -> None:
@@ -38,6 +45,8 @@ class Recording(http.client.HTTPConnection):
         else:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.connect(self._to[0].replace("@", "\0", 1))
+        if self._context:
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self._name)
 
     def putrequest(self, *arguments: Any, **options: Any) -> None:
         self.sent.clear()
@@ -69,6 +78,7 @@ def call(connection: Recording, number: str, spec: dict[str, Any]) -> Call:
     connection.request(method, spec["path"], body=body, headers=headers, encode_chunked=bool(spec.get("chunked")))
     sock = connection.sock  # an answer that ends with the connection takes it away
     ends = address(sock.getsockname()), address(sock.getpeername())
+    session = session_of(sock)
     response = connection.getresponse()
     received = response.read()
     return Call(
@@ -81,31 +91,50 @@ def call(connection: Recording, number: str, spec: dict[str, Any]) -> Call:
         response_size=len(received),
         client=ends[0],
         server=ends[1],
+        tls=session,
     )
+
+
+def trusting_context(ca: str, version: str | None = None) -> ssl.SSLContext:
+    """Return the context of a client that trusts this CA. SSLKEYLOGFILE is heeded."""
+    context = ssl.create_default_context(cafile=ca)
+    context.set_alpn_protocols(["http/1.1"])
+    if version:
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
+    return context
 
 
 def main() -> None:
     """Make the calls."""
-    path, to, connections, rounds, *specs = sys.argv[1:]
-    journal = Journal(path)
-    plan = [json.loads(spec) for spec in specs] * int(rounds)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ca")
+    parser.add_argument("--name", default="tls.test")
+    parser.add_argument("--tls")
+    parser.add_argument("journal", type=Journal)
+    parser.add_argument("to", type=json.loads)
+    parser.add_argument("connections", type=int)
+    parser.add_argument("rounds", type=int)
+    parser.add_argument("specs", nargs="+", type=json.loads)
+    options = parser.parse_args()
+    journal, plan = options.journal, options.specs * options.rounds
+    context = trusting_context(options.ca, options.tls) if options.ca else None
     numbers = itertools.count()
 
-    def converse() -> None:
-        connection = Recording(tuple(json.loads(to)))
+    opened = [Recording(tuple(options.to), context, options.name) for _ in range(options.connections)]
+
+    def converse(connection: Recording) -> None:
         for spec in plan:
             journal.write(call(connection, str(next(numbers)), spec))
-        connection.close()
 
-    threads = [threading.Thread(target=converse) for _ in range(int(connections))]
-    if sys.stdin.readline() != "go\n":
-        return
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    print("done", flush=True)
-    sys.stdin.read()
+    while sys.stdin.readline() == "go\n":
+        threads = [threading.Thread(target=converse, args=(connection,)) for connection in opened]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("done", flush=True)
+    for connection in opened:
+        connection.close()
 
 
 if __name__ == "__main__":

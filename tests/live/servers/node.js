@@ -1,6 +1,6 @@
-// The node server of the tests: the http module, with a journal like the Python servers'.
+// The node server of the tests: the http or https module, with a journal like the Python servers'.
 //
-//     node node.js JOURNAL
+//     node node.js JOURNAL [CERTIFICATES]
 //
 // Prints the address it listens on as one JSON line. Paths: /bytes/N, /status/CODE, /echo. The headers of its
 // answers are not in the journal, because node adds to them after the handler; the client's journal has them.
@@ -8,6 +8,7 @@
 
 const fs = require("fs");
 const http = require("http");
+const https = require("https");
 
 const journal = fs.openSync(process.argv[2], "a");
 const alphabet = "abcdefghijklmnopqrstuvwxyz";
@@ -31,7 +32,11 @@ function answerTo(request, body) {
   return kind === "status" ? [number, ""] : [200, body];
 }
 
-const server = http.createServer((request, response) => {
+function sessionOf(socket) {
+  return socket.encrypted ? [socket.getProtocol(), socket.servername || null, socket.alpnProtocol || null] : null;
+}
+
+function answer(request, response) {
   const pieces = [];
   request.on("data", (piece) => pieces.push(piece));
   request.on("end", () => {
@@ -53,10 +58,18 @@ const server = http.createServer((request, response) => {
       response_size: request.method === "HEAD" ? 0 : content.length,
       client: [remoteAddress, remotePort],
       server: [localAddress, localPort],
+      tls: sessionOf(request.socket),
     };
     fs.writeSync(journal, `${JSON.stringify(call)}\n`);
   });
-});
+}
+
+const certificates = process.argv[3];
+const server = certificates === undefined ? http.createServer(answer) : https.createServer({
+  cert: fs.readFileSync(`${certificates}/server.pem`),
+  key: fs.readFileSync(`${certificates}/server.key`),
+}, answer);
+server.keepAliveTimeout = 60000;
 
 server.listen(0, "127.0.0.1", () => {
   const { address, port } = server.address();

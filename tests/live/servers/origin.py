@@ -1,7 +1,10 @@
 """The Python servers of the tests: a threaded HTTP/1.1 one, and http.server's own files over HTTP/1.0.
 
     python -m tests.live.servers.origin JOURNAL [--family inet|inet6|unix] [--socket PATH] [--files DIRECTORY]
+                                                [--tls DIRECTORY [--tls-version VERSION]] [--fork]
 
+With --tls it speaks HTTPS, with the certificate of that directory (see certificates.py); with --fork each connection
+is served by a process of its own, which makes the handshake too.
 Prints the address it listens on as one JSON line. What an HTTP/1.1 request gets is in its path:
 
     /status/CODE      an empty answer (a short text where that status has a body)
@@ -20,10 +23,11 @@ import http.server
 import json
 import socket
 import socketserver
+import ssl
 from http import HTTPStatus
 from typing import Any
 
-from tests.live.calls import Call, Journal, address, fold
+from tests.live.calls import Call, Journal, Session, address, fold
 
 PATTERN = bytes(range(97, 123))
 
@@ -31,6 +35,27 @@ PATTERN = bytes(range(97, 123))
 def body_of(size: int) -> bytes:
     """Return the body that stands for this size: the alphabet over and over."""
     return (PATTERN * (size // len(PATTERN) + 1))[:size]
+
+
+def session_of(connection: socket.socket) -> Session | None:
+    """Return the TLS session of a connection; a server's names the SNI only if `serving_context` made it."""
+    if not isinstance(connection, ssl.SSLSocket):
+        return None
+    sni = getattr(connection, "sni", None) or connection.server_hostname
+    return Session(connection.version(), sni, connection.selected_alpn_protocol())
+
+
+def serving_context(directory: str) -> ssl.SSLContext:
+    """Return the context of a server with this directory's certificate, whose sockets know the SNI they were sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{directory}/server.pem", f"{directory}/server.key")
+    context.set_alpn_protocols(["http/1.1"])
+
+    def remember(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        connection.sni = name  # type: ignore[union-attr]
+
+    context.sni_callback = remember
+    return context
 
 
 class BodyCounter:
@@ -75,6 +100,7 @@ class Journalled(http.server.BaseHTTPRequestHandler):
                     response_size=self.wfile.count,
                     client=address(self.connection.getpeername()),
                     server=address(self.connection.getsockname()),
+                    tls=session_of(self.connection),
                 ),
             )
 
@@ -190,6 +216,26 @@ class UnixServer(socketserver.ThreadingUnixStreamServer):
     request_queue_size = 128
 
 
+class ForkingServer(socketserver.ForkingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 128
+    max_children = 200
+
+
+class Secured(http.server.BaseHTTPRequestHandler):
+    """Speaks TLS: the handshake is made by the thread or process that serves the connection."""
+
+    context: ssl.SSLContext
+
+    def setup(self) -> None:
+        self.request = self.context.wrap_socket(self.request, server_side=True)
+        super().setup()
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()  # socketserver knows only the socket below, which this one took over
+
+
 def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser()
@@ -197,13 +243,23 @@ def main() -> None:
     parser.add_argument("--family", choices=["inet", "inet6", "unix"], default="inet")
     parser.add_argument("--socket", help="path of the AF_UNIX socket; with a leading @ an abstract name")
     parser.add_argument("--files", help="serve this directory over HTTP/1.0 instead")
+    parser.add_argument("--tls", help="speak TLS, with the certificate in this directory")
+    parser.add_argument("--tls-version", help="the newest that it speaks: TLSv1.2", default="TLSv1.3")
+    parser.add_argument("--fork", action="store_true", help="a process for each connection, instead of a thread")
     options = parser.parse_args()
-    journal = Journal(options.journal)
-    handler: Any = type("Handler", (Files if options.files else Origin,), {"journal": journal})
+    attributes: dict[str, Any] = {"journal": Journal(options.journal)}
+    bases: tuple[type, ...] = (Files if options.files else Origin,)
+    if options.tls:
+        bases = (Secured, *bases)
+        attributes["context"] = serving_context(options.tls)
+        attributes["context"].maximum_version = ssl.TLSVersion[options.tls_version.replace(".", "_")]
+    handler: Any = type("Handler", bases, attributes)
     if options.files:
         handler = functools.partial(handler, directory=options.files)
     server: socketserver.BaseServer
-    if options.family == "unix":
+    if options.fork:
+        server = ForkingServer(("127.0.0.1", 0), handler)
+    elif options.family == "unix":
         server = UnixServer(options.socket.replace("@", "\0", 1), handler)
     else:
         server = TcpServer6(("::1", 0), handler) if options.family == "inet6" else TcpServer(("127.0.0.1", 0), handler)
