@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from apitrace.exchange import (
+    CallMessage,
     Connection,
     Container,
     Endpoint,
     Exchange,
     Failure,
+    Grpc,
     Header,
     Headers,
     Process,
+    Progress,
     Request,
     Response,
     Timing,
@@ -189,3 +192,57 @@ EXCHANGES = (
         error=Failure("unreadable", "no probe for this TLS library"),
     ),
 )  # fmt: skip
+
+
+def message(milliseconds: int, data: Any, **fields: Any) -> CallMessage:
+    """Return a message of 7 bytes, as a gRPC call has them."""
+    values: dict[str, Any] = {"size": 7, "compressed": False, "encoding": "guess", "truncated": False}
+    return CallMessage(later(milliseconds), data=data, **(values | fields))
+
+
+CALL = PLAIN._replace(
+    id="30-1",
+    connection=Connection("30", "ipv4", 5),
+    protocol="HTTP/2",
+    request=Request(
+        "POST", "/shop.Items/Find", "http", "shop:50051",
+        headers("content-type: application/grpc", "te: trailers", "grpc-timeout: 250m", "x-api-key: k1"),
+        (), b"\0\0\0\0\x07\x0a\x05chair", 12,
+    ),
+    response=Response(
+        200, None, headers("content-type: application/grpc"), headers("grpc-status: 0"),
+        b"\0\0\0\0\x02\x10\x07", 7,
+    ),
+    grpc=Grpc(
+        "shop.Items", "Find", 0, "OK", None, 250_000_000, headers("x-api-key: k1"), (), (),
+        (message(0, {"1": {"string": "chair"}}),), (message(1, {"count": 7}, size=2, encoding="proto"),), 1, 1,
+    ),
+)  # fmt: skip
+"""A unary call."""
+FAILED_CALL = CALL._replace(
+    id="30-2",
+    response=Response(
+        200, None, headers("content-type: application/grpc", "grpc-status: 5", "grpc-message: no such%0athing")
+    ),
+    grpc=Grpc("shop.Items", "Find", 5, "NOT_FOUND", "no such\nthing", None, requests=(
+        message(0, "//8=", compressed=True, encoding="base64"),), request_count=1, response_count=0),
+)  # fmt: skip
+STREAM = CALL._replace(id="30-3", request=CALL.request._replace(path="/shop.Items/Watch"))
+CALLS: tuple[Exchange | Progress, ...] = (
+    CALL,
+    FAILED_CALL,
+    Progress(STREAM._replace(response=None, latency_ns=None, grpc=Grpc("shop.Items", "Watch"))),
+    Progress(STREAM, "client", 0, message(5, {"1": {"string": "chair\x1b"}})),
+    Progress(STREAM, "server", 0, message(900, None, encoding=None, truncated=True)),
+    STREAM._replace(
+        latency_ns=2_000_000_000,
+        lost_bytes=9,
+        unknown=("grpc.responses",),
+        error=Failure("cancelled", "the client cancelled the stream: CANCEL"),
+        grpc=Grpc(
+            "shop.Items", "Watch", requests=(message(5, {"1": {"string": "chair\x1b"}}),),
+            responses=(message(900, {}, truncated=True),), request_count=1,
+        ),
+    ),
+)  # fmt: skip
+"""gRPC calls, and what is shown while one is open."""
