@@ -61,8 +61,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def nginx(directory: Path, port: int) -> Iterator[int]:
-    (directory / "nginx.conf").write_text(NGINX.format(directory=directory, port=port, body="x" * 100))
+def nginx(directory: Path, port: int, configuration: str = NGINX) -> Iterator[int]:
+    """Run nginx; yield the PID of its master."""
+    (directory / "nginx.conf").write_text(configuration.format(directory=directory, port=port, body="x" * 100))
     process = subprocess.Popen(
         ["nginx", "-p", str(directory), "-c", str(directory / "nginx.conf")], stderr=subprocess.DEVNULL
     )
@@ -80,10 +81,10 @@ def nginx(directory: Path, port: int) -> Iterator[int]:
         process.wait()
 
 
-def wrk(port: int, seconds: int) -> tuple[int, float]:
+def wrk(port: int, seconds: int, scheme: str = "http") -> tuple[int, float]:
     """Return (requests, requests per second)."""
     out = subprocess.run(
-        ["wrk", "-t1", "-c16", f"-d{seconds}s", f"http://127.0.0.1:{port}/index?page=1"],
+        ["wrk", "-t1", "-c16", f"-d{seconds}s", f"{scheme}://127.0.0.1:{port}/index?page=1"],
         check=True,
         capture_output=True,
         text=True,
