@@ -235,8 +235,6 @@ class _Ending(NamedTuple):
     """When no late chunk can come any more."""
     orderly: bool = False
     """It is over, and neither a reset nor a failure of the network ended it."""
-    unread: bool = False
-    """Bytes that had been received were not read."""
 
 
 class TrackedConnection:
@@ -1101,11 +1099,11 @@ def _inside(ending: _Ending, at: int, *, freed: bool) -> _Ending:
     """Return how a session ends with its connection: where its plaintext ends is not known by number.
 
     What the process wrote is whole if the connection was closed behind it, or the object was freed before that. What
-    it read is whole if nothing was left: the peer's FIN is no sign, since close_notify has told the process already.
+    it read is whole if it had read the peer's FIN; that it had read close_notify, a chunk has told already (`eof`).
     """
     return ending._replace(
         egress_end=None, ingress_end=None, egress_fin=ending.orderly and (ending.egress_fin or freed),
-        ingress_fin=ending.orderly and not ending.unread, due=at + WAIT_NS,
+        due=at + WAIT_NS,
     )  # fmt: skip
 
 
@@ -1141,7 +1139,6 @@ def _ending(event: StateChanged, unread: int) -> _Ending:
         ingress_fin=fin_read,
         due=event.at + (LINGER_NS if unread and not at_process else WAIT_NS),
         orderly=not event.error,
-        unread=unread > 0,
     )  # fmt: skip
 
 

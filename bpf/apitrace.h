@@ -172,8 +172,9 @@ struct point {
 	struct path random; /* of the ClientHello, in the handle's object */
 	struct path alpn;   /* pointer to the protocol negotiated */
 	struct path alpn_len;
-	__u64 address;   /* in the file */
-	__u64 tables[2]; /* Go: interface tables in the file, of connections that can be followed */
+	struct path shutdown; /* SSL_get_shutdown()'s flags */
+	__u64 address;        /* in the file */
+	__u64 tables[2];      /* Go: interface tables in the file, of connections that can be followed */
 	__u64 hits;
 };
 

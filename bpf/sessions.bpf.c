@@ -70,6 +70,7 @@ struct session {
 	u8 source;    /* enum tie */
 	u8 offered;   /* its random was put into `randoms` */
 	u8 whole;     /* its handshake was seen: nothing was read or written before */
+	u8 ended;     /* the peer's close_notify was read */
 };
 
 BPF_TABLE("lru_hash", struct session_key, struct session, sessions, 65536);

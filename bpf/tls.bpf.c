@@ -196,6 +196,30 @@ static __always_inline void emit_plaintext(struct registers *ctx, struct tls_emi
 		probe_programs.call(ctx, PROGRAM_PLAINTEXT);
 }
 
+#define RECEIVED_SHUTDOWN 2 /* SSL_RECEIVED_SHUTDOWN */
+
+/* A read gave nothing: tell of it, once, if that is because the peer has ended its direction. SSL_read_ex says no more
+ * than that it failed, so for it the object must tell. */
+static __always_inline void tell_end(
+	struct tls_thread *thread, struct tls_frame *frame, struct session *session, struct point *point)
+{
+	u32 flags = 0;
+	if (session->ended || !session->announced)
+		return;
+	bool told = read_path(&flags, sizeof(flags), frame->handle, &point->shutdown);
+	if (told ? !(flags & RECEIVED_SHUTDOWN) : frame->counter != 0)
+		return;
+	session->ended = 1;
+	struct call *call = &thread->emission.call;
+	call->at = bpf_ktime_get_ns();
+	call->conn = session->id;
+	call->pid_tgid = bpf_get_current_pid_tgid();
+	call->left = call->limit = 0;
+	call->flags = FLAG_PLAINTEXT | FLAG_EOF;
+	call->seq = session->ingress_count;
+	emit_empty(call);
+}
+
 /* A call on a session begins. */
 int on_tls_entry(struct registers *ctx)
 {
@@ -281,8 +305,11 @@ int on_tls_return(struct registers *ctx)
 	if (frame->kind == POINT_HANDSHAKE)
 		return 0;
 	s64 moved = (s32)REGISTER_RESULT(ctx);
-	if (moved <= 0)
+	if (moved <= 0) {
+		if (moved == 0 && frame->kind == POINT_READ)
+			tell_end(thread, frame, session, point);
 		return 0;
+	}
 	if (frame->counter)
 		moved = read_user_pointer(frame->counter);
 	if (moved <= 0 || moved > 0x7fffffff)

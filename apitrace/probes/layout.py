@@ -74,6 +74,8 @@ class SslLayout(NamedTuple):
     """Not 0: it is the accepting end."""
     version: Field | None
     """As on the wire: 0x0303 is TLS 1.2."""
+    shutdown: Field | None
+    """The flags that SSL_get_shutdown returns."""
     type: Field | None
     """If not None, the paths hold only for an SSL in which this is 0 (others are of QUIC)."""
     reasons: dict[str, str]
@@ -642,6 +644,7 @@ _ASKED: tuple[tuple[str, tuple[str, ...], tuple[_Value, ...], Callable[[_Way], A
     ("SSL_get0_alpn_selected", ("alpn", "alpn_len"), (_Place(_SSL), _Place("data"), _Place("len")), _stored_alpn),
     ("SSL_is_server", ("server",), (_Place(_SSL),), _returned),
     ("SSL_version", ("version",), (_Place(_SSL),), _returned),
+    ("SSL_get_shutdown", ("shutdown",), (_Place(_SSL),), _returned),
 )  # fmt: skip
 
 
@@ -652,7 +655,7 @@ def ssl_layout(elf: Elf) -> SslLayout:
     """
     names = [name for name, *_ in _ASKED]
     functions = {name: symbol.address for name, symbol in elf.symbols(names).items() if elf.is_code(symbol.address)}
-    fields: dict[str, Any] = dict.fromkeys(("client_random", "alpn", "alpn_len", "server", "version", "type"))
+    fields: dict[str, Any] = dict.fromkeys(SslLayout._fields[:-1])
     reasons: dict[str, str] = {}
     for name, wanted, arguments, read in _ASKED:
         answer, reason = None, "not known for this architecture"

@@ -58,6 +58,7 @@ _REGISTERS = {
 }
 _LOCATION = struct.Struct("=Ii")
 _PATH = struct.Struct("=Iiii")
+_PATHS = 4  # of struct point
 _POINT_HEAD = struct.Struct("=IIII")
 _POINT_TAIL = struct.Struct("=QQQQ")
 
@@ -412,7 +413,7 @@ class TlsProbes:
             message = f"more than {POINTS_LIMIT} probe points"
             raise ElfError(message)
         self._next_point += 1
-        known = (*paths, None, None, None)[:3]
+        known = (*paths, *(None,) * _PATHS)[:_PATHS]
         row = b"".join((
             _POINT_HEAD.pack(kind, stack, counted, restarts),
             *(self._location(location) for location in locations),
@@ -432,13 +433,14 @@ class TlsProbes:
         return _LOCATION.pack(register, _IN_REGISTER if location.offset is None else location.offset)
 
 
-_POINT_SIZE = _POINT_HEAD.size + 4 * _LOCATION.size + 3 * _PATH.size + _POINT_TAIL.size
+_POINT_SIZE = _POINT_HEAD.size + 4 * _LOCATION.size + _PATHS * _PATH.size + _POINT_TAIL.size
 
 
 def _paths(layout: SslLayout | None) -> tuple[Path | None, ...]:
     if layout is None:
         return ()
-    return layout.client_random, layout.alpn, None if layout.alpn_len is None else layout.alpn_len.path
+    fields = (layout.alpn_len, layout.shutdown)
+    return layout.client_random, layout.alpn, *(None if field is None else field.path for field in fields)
 
 
 def _path(path: Path | None) -> bytes:

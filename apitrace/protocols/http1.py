@@ -943,5 +943,7 @@ def _lack(reader: _Reader) -> str:
     name = _NAMES[reader.side]
     if reader.state == LENGTH:
         return f"{reader.remaining} of the {reader.total} bytes of the {name} body are missing"
+    if reader.state == UNTIL_CLOSE:
+        return f"the end of the {name} body was not seen"
     part = "head" if reader.state in {RESPONSE, IGNORE} else "body"
     return f"the end of the {name} {part} is missing"

@@ -57,6 +57,11 @@ class TlsLab(Lab):
         command = [sys.executable, "-m", "tests.live.servers.streams", str(journal), str(self.certificates)]
         return self._serve(*command, journal=journal)
 
+    def tls_ends(self) -> Program:
+        journal = self.path("ends")
+        command = [sys.executable, "-m", "tests.live.servers.ends", str(journal), str(self.certificates)]
+        return self._serve(*command, journal=journal)
+
     def tls_node(self) -> Program:
         journal = self.path("node")
         command = [program("node"), str(SERVERS / "node.js"), str(journal), str(self.certificates)]

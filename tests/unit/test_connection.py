@@ -736,7 +736,7 @@ def test_a_client_that_closes_before_the_answer_has_ended_was_not_given_all_of_i
     [exchange] = whole.drain(wire.at)
     assert outline(exchange) == ("/a", 200, 10, 0, (), "closed")
     assert exchange.error is not None
-    assert exchange.error.detail == "the process closed the connection; the end of the response body is missing"
+    assert exchange.error.detail == "the process closed the connection; the end of the response body was not seen"
 
 
 def test_an_open_request_ends_with_the_connection_when_no_late_chunk_can_come() -> None:

@@ -94,6 +94,10 @@ class Session:
     def read(self, data: bytes, missing: int = 0) -> Chunk:
         return self._chunk(data, missing, egress=False)
 
+    def ended(self) -> Chunk:
+        """Tell that the peer's close_notify was read."""
+        return self._chunk(b"", 0, egress=False)._replace(eof=True)
+
     def freed(self) -> SessionFreed:
         return SessionFreed(self._tick(), self.pid, self.number)
 
@@ -462,16 +466,63 @@ def test_a_body_that_would_end_with_its_session_does_not_end_well_in_a_reset() -
     assert outlines(later(whole, wire)) == [("/a", 200, 10, 0, (), "reset")]
 
 
-def test_a_body_of_which_the_process_left_bytes_unread_does_not_end_well() -> None:
+def asked(reply: bytes) -> tuple[Wire, Session, Capture]:
+    """Begin a client's session in which this has been read."""
     wire, whole = Wire(), Capture()
     session = Session(wire)
     whole.feed(placed(), wire.socket(probed=True), *handshake(wire, client=True))
-    whole.feed(session.seen(), session.write(GET), session.read(UNTIL_CLOSE))
+    whole.feed(session.seen(), session.write(GET), session.read(reply))
+    return wire, session, whole
+
+
+def test_a_body_that_ends_with_close_notify_is_whole_at_once_whoever_closes_first() -> None:
+    wire, session, whole = asked(UNTIL_CLOSE)
+    whole.feed(session.ended())
+    assert outlines(whole.exchanges) == [("/a", 200, 10, 0, (), None)]
+    whole.feed(session.ended(), ENDINGS["closed by the process"][0](wire))
+    assert later(whole, wire) == []
+    assert whole.stats.open == 0
+
+
+@pytest.mark.parametrize("freed", [False, True])
+@pytest.mark.parametrize("event", [(CLOSE_WAIT, LAST_ACK, 0), (CLOSE_WAIT, CLOSE, errno.EPIPE)])
+def test_a_body_that_ends_with_the_peer_s_fin_is_whole_even_if_a_reset_follows(
+    event: tuple[int, int, int], freed: bool
+) -> None:
+    wire, session, whole = asked(UNTIL_CLOSE)
+    old, new, error = event
+    wire.ingress += 1
+    whole.feed(*([session.freed()] if freed else []))
+    whole.feed(wire.state(old, new, error=error, received_seq=wire.ingress))
+    assert outlines(later(whole, wire)) == [("/a", 200, 10, 0, (), None)]
+
+
+@pytest.mark.parametrize("freed", [False, True])
+@pytest.mark.parametrize(
+    ("reply", "lack"),
+    [
+        (UNTIL_CLOSE, "the end of the response body was not seen"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n0123456789",
+         "90 of the 100 bytes of the response body are missing"),
+    ],
+)  # fmt: skip
+def test_a_body_that_the_client_gives_up_is_not_whole_and_not_ended_by_the_server(
+    reply: bytes, lack: str, freed: bool
+) -> None:
+    wire, session, whole = asked(reply)
+    whole.feed(*([session.freed()] if freed else []), ENDINGS["closed by the process"][0](wire))
+    [exchange] = later(whole, wire)
+    assert outline(exchange) == ("/a", 200, 10, 0, (), "closed")
+    assert exchange.error == Failure("closed", f"the process closed the connection; {lack}")
+
+
+def test_a_body_of_which_the_process_left_bytes_unread_does_not_end_well() -> None:
+    wire, _, whole = asked(UNTIL_CLOSE)
     whole.feed(wire.state(ESTABLISHED, CLOSE, received_seq=wire.ingress + 5000))
     [exchange] = later(whole, wire)
     assert outline(exchange) == ("/a", 200, 10, 0, (), "closed")
     assert exchange.error == Failure(
-        "closed", "the process closed the connection with 5000 bytes unread; the end of the response body is missing"
+        "closed", "the process closed the connection with 5000 bytes unread; the end of the response body was not seen"
     )
 
 

@@ -89,6 +89,7 @@ static void report(const char *end, void *ssl)
     NEED(void, SSL_get0_alpn_selected)
     NEED(int, SSL_is_server)
     NEED(int, SSL_version)
+    NEED(int, SSL_get_shutdown)
     unsigned char random[32];
     const unsigned char *alpn = NULL;
     unsigned alpn_len = 0;
@@ -105,6 +106,8 @@ static void report(const char *end, void *ssl)
     print(end, "server", "=", &number, 4);
     number = SSL_version(ssl);
     print(end, "version", "=", &number, 4);
+    number = SSL_get_shutdown(ssl);
+    print(end, "shutdown", "=", &number, 4);
     for (char *line; (line = strsep(&rest, "\n"));)
         print_field(end, ssl, line);
     free(fields);
@@ -142,6 +145,9 @@ __attribute__((constructor)) static void run(void)
         NEED(int, SSL_CTX_use_PrivateKey_file)
         NEED(void, SSL_CTX_set_alpn_select_cb)
         NEED(void, SSL_set_accept_state)
+        NEED(int, SSL_shutdown)
+        NEED(int, SSL_read)
+        char byte[1];
         NEED(int, BIO_up_ref)
         void *server;
 
@@ -160,6 +166,8 @@ __attribute__((constructor)) static void run(void)
             if (done)
                 break;
         }
+        SSL_shutdown(client);
+        SSL_read(server, byte, 1);
         report("client", client);
         report("server", server);
     }

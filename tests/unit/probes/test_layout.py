@@ -31,7 +31,7 @@ TRUTH = FilePath(__file__).with_name("ssl_truth.c")
 
 OPENSSL_11 = """
 struct s3 { char before[184]; unsigned char client_random[32]; char more[700]; unsigned char *alpn; size_t alpn_len; };
-struct ssl { int version; char before[52]; int server; char more[104]; struct s3 *s3; };
+struct ssl { int version; char before[52]; int server; int shutdown; char more[100]; struct s3 *s3; };
 size_t SSL_get_client_random(const struct ssl *s, unsigned char *out, size_t n)
 {
     if (n == 0) return 32;
@@ -47,10 +47,11 @@ void SSL_get0_alpn_selected(const struct ssl *s, const unsigned char **data, uns
 }
 int SSL_is_server(const struct ssl *s) { return s->server; }
 int SSL_version(const struct ssl *s) { return s->version; }
+int SSL_get_shutdown(const struct ssl *s) { return s->shutdown; }
 """
 # What it is: of OpenSSL 3.2 and later, where an SSL may also be one of QUIC, which leads to one of TLS.
 OPENSSL_32 = """
-struct ssl { int type; char before[68]; int version; char more[44]; int server; char yet[268];
+struct ssl { int type; char before[68]; int version; char more[44]; int server; int shutdown; char yet[264];
              unsigned char client_random[32]; char yet_more[784]; unsigned char *alpn; size_t alpn_len; };
 extern struct ssl *quic_inner(const struct ssl *s);
 static const struct ssl *inner(const struct ssl *s)
@@ -79,12 +80,13 @@ int SSL_version(const struct ssl *s)
     const struct ssl *c = inner(s);
     return s->type == 0x80 || s->type == 0x81 ? 1 : c == NULL ? 0 : c->version;
 }
+int SSL_get_shutdown(const struct ssl *s) { const struct ssl *c = inner(s); return c == NULL ? 0 : c->shutdown; }
 """
 BORINGSSL = """
 struct session { char before[40]; unsigned char *early_alpn; size_t early_alpn_len; };
 struct hs { struct session *early_session; char before[8]; unsigned before_bits : 5; unsigned in_early_data : 1; };
-struct s3 { char before[48]; unsigned char client_random[32]; struct hs *hs; char more[400];
-            unsigned char *alpn; size_t alpn_len; };
+struct s3 { char before[48]; unsigned char client_random[32]; struct hs *hs;
+            int read_shutdown, write_shutdown; char more[392]; unsigned char *alpn; size_t alpn_len; };
 struct ssl { void *method; char before[40]; struct s3 *s3; char more[108];
              unsigned before_bits : 3; unsigned server : 1; };
 size_t SSL_get_client_random(const struct ssl *s, unsigned char *out, size_t n)
@@ -106,12 +108,16 @@ void SSL_get0_alpn_selected(const struct ssl *s, const unsigned char **data, uns
     }
 }
 int SSL_is_server(const struct ssl *s) { return s->server; }
+int SSL_get_shutdown(const struct ssl *s)
+{
+    return (s->s3->read_shutdown != 0 ? 2 : 0) | (s->s3->write_shutdown != 0 ? 1 : 0);
+}
 """
 FAMILIES = {"1.1": OPENSSL_11, "3.2": OPENSSL_32, "boring": BORINGSSL}
 EXPECTED = {
-    "1.1": (Path((168,), 184), Path((168, 920), 0), Path((168,), 928), Path((), 56), Path((), 0), None),
-    "3.2": (Path((), 392), Path((1208,), 0), Path((), 1216), Path((), 120), Path((), 72), Path((), 0)),
-    "boring": (Path((48,), 48), Path((48, 488), 0), Path((48,), 496), Path((), 164), None, None),
+    "1.1": (Path((168,), 184), Path((168, 920), 0), Path((168,), 928), Path((), 56), Path((), 0), Path((), 60), None),
+    "3.2": (Path((), 392), Path((1208,), 0), Path((), 1216), Path((), 120), Path((), 72), Path((), 124), Path((), 0)),
+    "boring": (Path((48,), 48), Path((48, 488), 0), Path((48,), 496), Path((), 164), None, None, None),
 }
 Build = Callable[[str, str], FilePath]
 
@@ -144,7 +150,7 @@ def layout_of(path: FilePath) -> SslLayout:
 
 
 def paths(found: SslLayout) -> tuple[Path | None, ...]:
-    fields = (found.alpn_len, found.server, found.version, found.type)
+    fields = (found.alpn_len, found.server, found.version, found.shutdown, found.type)
     return (found.client_random, found.alpn, *(None if field is None else field.path for field in fields))
 
 
@@ -157,7 +163,7 @@ def paths(found: SslLayout) -> tuple[Path | None, ...]:
 def test_fields_are_where_the_compiler_put_them(build: Build, family: str, flags: str) -> None:
     found = layout_of(build(FAMILIES[family], flags))
     assert paths(found) == EXPECTED[family]
-    assert set(found.reasons) == ({"version"} if family == "boring" else set())
+    assert set(found.reasons) == ({"version", "shutdown"} if family == "boring" else set())
 
 
 def test_a_role_in_a_bit_is_found_with_its_mask(build: Build) -> None:
@@ -254,7 +260,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[FilePath, FilePath]
 def spelled(found: SslLayout) -> str:
     """Return a layout as ssl_truth.c takes it."""
     lines = []
-    for name in ("client_random", "alpn", "alpn_len", "server", "version", "type"):
+    for name in SslLayout._fields[:-1]:
         value = getattr(found, name)
         if value is not None:
             path = value.path if isinstance(value, Field) else value
@@ -285,13 +291,14 @@ def test_what_lies_there_is_what_the_librarys_own_functions_return(
     assert found.reasons == {}
     seen = observed(truth, found, preload, program, MAX_VERSION=version)
     for end in ("begun", "client", "server"):
-        for name in ("client_random", "alpn", "alpn_len", "server", "version"):
+        for name in ("client_random", "alpn", "alpn_len", "server", "version", "shutdown"):
             assert seen[end, name] == seen[end, name + "="], (end, name)
         assert seen.get((end, "type"), "00000000") == "00000000"
     assert seen["client", "client_random"] == seen["server", "client_random"] != "00" * 32
     assert bytes.fromhex(seen["client", "alpn"]) == b"h2"
     assert seen["begun", "alpn"] == ""
     assert (seen["client", "server"], seen["server", "server"]) == ("00000000", "01000000")
+    assert (seen["client", "shutdown"], seen["server", "shutdown"]) == ("01000000", "02000000")  # sent, received
 
 
 def test_an_openssl_newer_than_the_systems_is_among_those_tested() -> None:

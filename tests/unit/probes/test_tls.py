@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from apitrace.probes.kernel import Kernel
 
-POINT = struct.Struct("=4I 8i 12i 4Q")
-"""struct point: head, four locations, three paths, and the tail."""
+POINT = struct.Struct("=4I 8i 16i 4Q")
+"""struct point: head, four locations, four paths, and the tail."""
 LAYOUT = """
 #include <stddef.h>
 #include <stdio.h>
@@ -41,7 +41,7 @@ LAYOUT = """
 #define SHOW(m) printf("%s %zu\\n", #m, offsetof(struct point, m));
 int main(void) {
     SHOW(kind) SHOW(stack) SHOW(counted) SHOW(restarts) SHOW(handle) SHOW(buffer) SHOW(length) SHOW(counter)
-    SHOW(random) SHOW(alpn) SHOW(alpn_len) SHOW(address) SHOW(tables) SHOW(hits)
+    SHOW(random) SHOW(alpn) SHOW(alpn_len) SHOW(shutdown) SHOW(address) SHOW(tables) SHOW(hits)
     printf("size %zu\\nlocation %zu\\npath %zu\\n", sizeof(struct point), sizeof(struct location), sizeof(struct path));
     printf("kinds %d%d%d%d%d%d\\n",
         POINT_READ, POINT_WRITE, POINT_HANDSHAKE, POINT_FREE, POINT_BIO_WRITE, POINT_LOADER);
@@ -71,7 +71,7 @@ REGISTERS = {offset: name for name, offset in tls._REGISTERS["x86_64"].items()}
 def decoded(raw: bytes) -> Row:
     values = POINT.unpack(raw)
     locations = [values[at : at + 2] for at in range(4, 12, 2)]
-    paths = [values[at : at + 4] for at in range(12, 24, 4)]
+    paths = [values[at : at + 4] for at in range(12, 28, 4)]
     return Row(
         *values[:4],
         tuple(
@@ -79,7 +79,7 @@ def decoded(raw: bytes) -> Row:
             for register, at in locations
         ),
         tuple(None if steps == -1 else Way((first, second)[:steps], last) for steps, first, second, last in paths),
-        values[24], values[25:27], values[27],
+        values[28], values[29:31], values[31],
     )  # fmt: skip
 
 
@@ -221,7 +221,8 @@ def test_a_row_is_laid_out_as_the_c_compiler_does(tmp_path: Path) -> None:
     assert dict(line.split() for line in out.splitlines()) == {
         "kind": "0", "stack": "4", "counted": "8", "restarts": "12",
         "handle": "16", "buffer": "24", "length": "32", "counter": "40",
-        "random": "48", "alpn": "64", "alpn_len": "80", "address": "96", "tables": "104", "hits": "120",
+        "random": "48", "alpn": "64", "alpn_len": "80", "shutdown": "96",
+        "address": "112", "tables": "120", "hits": "136",
         "size": str(tls._POINT_SIZE), "location": str(tls._LOCATION.size), "path": str(tls._PATH.size),
         "kinds": "".join(map(str, (*(tls._KINDS[kind] for kind in Kind), tls._LOADER))),
         "no_register": str(tls._NO_REGISTER), "in_register": str(tls._IN_REGISTER), "no_path": str(tls._NO_PATH),
@@ -248,11 +249,10 @@ def test_each_row_of_openssl_says_what_was_planned(pids: tuple[int, int], openss
     with Elf.open(openssl.bio.file) as elf:
         points += [point for point in plan_openssl(elf) if point.kind is Kind.BIO_WRITE]
     rows = {row.address: row for row in map(decoded, kernel.tables["points"].values())}
-    alpn_len = layout.alpn_len and layout.alpn_len.path
-    assert (layout.client_random, layout.alpn, alpn_len) != (None, None, None)
+    paths = (layout.client_random, layout.alpn, *(f and f.path for f in (layout.alpn_len, layout.shutdown)))
+    assert None not in paths
     for point in points:
         counter = point.count_pointer if point.result is Result.POINTED else None
-        paths = (layout.client_random, layout.alpn, alpn_len)
         row = rows[point.entry.address]
         assert row._replace(paths=()) == Row(
             list(Kind).index(point.kind) + 1, point.entry.stack, 0, 0,
@@ -318,7 +318,7 @@ def test_gnutls_is_probed_beside_openssl(pids: tuple[int, int], gnutls: Stack, o
     assert entries == {point.entry.offset for point in points}
     for placed in own:
         for _, cookie in placed.places:
-            assert kernel.row(cookie).paths == (None, None, None)
+            assert kernel.row(cookie).paths == (None,) * 4
             assert found.libraries[cookie] == f"GnuTLS {gnutls.version}"
     assert set(found.libraries.values()) == {f"GnuTLS {gnutls.version}", f"OpenSSL {openssl.version}"}
     assert (found.unreadable, found.probed) == ((), True)
@@ -345,7 +345,7 @@ def test_rows_of_go_say_what_is_known_at_the_call_and_what_behind_it() -> None:
         ("on_go_call", 0x6000, False), ("on_go_return", 0x6050, False),
     ]  # fmt: skip
     arguments = (conn, buffer, length, None)
-    none = (None, None, None)
+    none = (None,) * 4
     tables = (0x9000, 0)
     assert [kernel.row(hook.point) for hook in hooks] == [
         Row(2, 0, 0, 0, arguments, none, 0x5000, tables, 0),

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 type request struct {
@@ -24,6 +26,7 @@ type request struct {
 	Headers map[string]string `json:"headers"`
 	Size    *int              `json:"size"`
 	Chunked bool              `json:"chunked"`
+	Timeout int64             `json:"timeout_ms"` // of the body: what has come by then is enough
 }
 
 // callAll makes calls as clients/keepalive.py does, on so many CONNECTIONS, each time that its input says "go":
@@ -113,12 +116,17 @@ func makeCall(client *http.Client, to [2]interface{}, wanted request, number int
 	trace := httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
 		made.Client, made.Server = address(got.Conn.LocalAddr().String()), address(got.Conn.RemoteAddr().String())
 	}}
-	response, err := client.Do(r.WithContext(httptrace.WithClientTrace(r.Context(), &trace)))
+	ctx, cancel := context.WithCancel(httptrace.WithClientTrace(r.Context(), &trace))
+	defer cancel()
+	response, err := client.Do(r.WithContext(ctx))
 	if err != nil {
 		log.Fatal(err)
 	}
+	if wanted.Timeout > 0 {
+		defer time.AfterFunc(time.Duration(wanted.Timeout)*time.Millisecond, cancel).Stop()
+	}
 	content, err := io.ReadAll(response.Body)
-	if err != nil {
+	if err != nil && (wanted.Timeout == 0 || ctx.Err() == nil) {
 		log.Fatal(err)
 	}
 	response.Body.Close()
