@@ -28,14 +28,14 @@ Hot path: feed, for a chunk in its place on a connection that has a decoder. Mea
 from __future__ import annotations
 
 import enum
-import errno
 import heapq
-import os
 import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from apitrace import endings
+from apitrace.endings import CLOSE, SYN_SENT, WAIT_NS, Ending, seconds
 from apitrace.exchange import Container, Process, Tls
 from apitrace.probes.events import (
     Chunk,
@@ -72,14 +72,7 @@ from apitrace.protocols.http2 import Http2
 from apitrace.protocols.tls import HANDSHAKE, TlsDecoder, looks_like_tls
 from apitrace.sessions import GO_LIBRARY, UNKNOWN_LIBRARY, TlsLedger, Verdict
 from apitrace.stats import Stats
-from apitrace.streams import NEVER, Budget, Hole, Jumble, Stream, ahead
-
-WAIT_NS = 50_000_000
-"""How long a chunk out of place waits for its neighbour, and a closed connection for late chunks. A thread reports
-right behind the call; it is late only when it is preempted in between: a few scheduling periods (EEVDF: 3 ms)."""
-
-LINGER_NS = 1_000_000_000
-"""How long a connection that the kernel closed is kept while bytes lie there that the process may yet read."""
+from apitrace.streams import MASK, NEVER, Budget, Hole, Jumble, Stream
 
 CONNECTIONS_LIMIT = 16384
 """Connections followed at once: 3 KiB each with decoder and assembler (tracemalloc), 48 MiB in all. nginx allows 512
@@ -95,15 +88,7 @@ PROCESSES_LIMIT = 16384
 VERDICT_IGNORE, VERDICT_KNOWN = 1, 2
 """As in bpf/sockets.bpf.c: leave the connection alone; copy it whole."""
 
-_ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _FIN_WAIT2, _TIME_WAIT, _CLOSE, _CLOSE_WAIT, _LAST_ACK = range(1, 10)
-_CLOSING = 11
-_FIN_SENT = frozenset({_FIN_WAIT1, _FIN_WAIT2, _CLOSING, _LAST_ACK, _TIME_WAIT})
-_FIN_RECEIVED = frozenset({_CLOSE_WAIT, _LAST_ACK, _CLOSING, _TIME_WAIT, _FIN_WAIT2})
-"""States that are left for CLOSE with the peer's FIN received: FIN_WAIT2 too, but for an orphan, whose end is known."""
-
 _FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6", int(socket.AF_UNIX): "unix"}
-
-_MASK = 0xFFFF_FFFF
 
 _new = tuple.__new__
 """NamedTuple's own __new__ is a Python function: 0.24 us a Batch against 0.1 us."""
@@ -219,24 +204,6 @@ class _State(enum.Enum):
     IGNORED = "left alone for good"
 
 
-class _Ending(NamedTuple):
-    """How a connection ended."""
-
-    at: int
-    kind: str
-    detail: str
-    egress_end: int | None = None
-    """Position behind the last byte sent; None: not known."""
-    ingress_end: int | None = None
-    egress_fin: bool = False
-    """The sender ended the direction in order, so what ends with the connection ends well."""
-    ingress_fin: bool = False
-    due: int = 0
-    """When no late chunk can come any more."""
-    orderly: bool = False
-    """It is over, and neither a reset nor a failure of the network ended it."""
-
-
 class TrackedConnection:
     """One connection, as the stages behind the table see it. They read it and change nothing."""
 
@@ -274,7 +241,7 @@ class TrackedConnection:
         """What it was counted as: "http", "tls" or "unknown"."""
         self.switched: str | None = None
         """What it speaks since it left HTTP: "websocket", "tunnel", ..."""
-        self.ending: _Ending | None = None
+        self.ending: Ending | None = None
         self.smooth = True
         """Nothing waits: a chunk in its place can be decoded at once."""
         self.due = NEVER
@@ -404,16 +371,6 @@ _KERNEL_KNOWS = re.compile(
 
 _TUNNEL = "tunnel"
 
-_CONNECT_FAILURES = {
-    errno.ECONNREFUSED: ("refused", "connection refused"),
-    errno.ECONNRESET: ("reset", "connection reset while connecting"),
-    errno.ETIMEDOUT: ("unanswered", "connect timed out"),
-    errno.EHOSTUNREACH: ("unanswered", "no route to host"),
-    errno.ENETUNREACH: ("unanswered", "network is unreachable"),
-    0: ("closed", "closed by the process before the connect was answered"),
-}
-
-
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -468,7 +425,7 @@ class ConnectionTable:
         stream = connection.egress if egress else connection.ingress
         if seq != stream.expected or missing or eof or not connection.smooth:
             return overdue + self._chunk(event)
-        stream.expected = (seq + len(data)) & _MASK
+        stream.expected = (seq + len(data)) & MASK
         connection.last_at, connection.pid, connection.tid = at, pid, tid
         messages: Sequence[AnyMessage]
         try:
@@ -501,8 +458,8 @@ class ConnectionTable:
                 continue
             detail = "still open when the capture ended"
             if connection.connecting is not None:
-                detail = f"connect not answered for {_seconds(at - connection.connecting)}"
-            batches += self._finalise(connection, connection.ending or _Ending(at, "unanswered", detail))
+                detail = f"connect not answered for {seconds(at - connection.connecting)}"
+            batches += self._finalise(connection, connection.ending or Ending(at, "unanswered", detail))
         return batches
 
     def pop_notices(self) -> list[str]:
@@ -574,7 +531,7 @@ class ConnectionTable:
             for each in oldest:
                 if each.number not in self._connections:
                     continue
-                batches += self._finalise(each, _Ending(connection.last_at, "closed", detail))
+                batches += self._finalise(each, Ending(connection.last_at, "closed", detail))
             self._stats.evicted += len(oldest)
         self._connections[connection.number] = connection
         if connection.family == "unix":
@@ -594,10 +551,8 @@ class ConnectionTable:
         """Take the answer to a connect, or its failure."""
         if connection.connecting is not None:
             connection.connect_ns = event.at - connection.connecting
-        if event.new == _CLOSE:
-            kind, detail = _CONNECT_FAILURES.get(event.error) or ("closed", os.strerror(event.error).lower())
-            detail += f" after {_seconds(connection.connect_ns or 0)}"
-            return self._finalise(connection, _Ending(event.at, kind, detail))
+        if event.new == CLOSE:
+            return self._finalise(connection, endings.of_connect(event, connection.connect_ns or 0))
         self._stats.connecting -= connection.connecting is not None
         connection.connecting = None
         connection.egress.rejoin(event.egress_seq)
@@ -880,11 +835,8 @@ class ConnectionTable:
         session = self._connections.get(event.session)
         if session is not None and session.ending is None:
             carrier = session.carrier
-            if carrier is not None and carrier.ending is not None:
-                ending = carrier.ending
-            else:
-                ending = _Ending(event.at, "closed", "the process ended the TLS session", orderly=True)
-            session.ending = _inside(ending, event.at, freed=True)
+            ending = None if carrier is None else carrier.ending
+            session.ending = endings.of_session(ending, event.at, freed=True)
             self._watch(session)
         return []
 
@@ -893,15 +845,15 @@ class ConnectionTable:
         sessions = [self._connections.get(number) for number in carrier.sessions]
         return [session for session in sessions if session is not None and session.carrier is carrier]
 
-    def _end_sessions(self, carrier: TrackedConnection, ending: _Ending) -> list[Batch]:
+    def _end_sessions(self, carrier: TrackedConnection, ending: Ending) -> list[Batch]:
         """End what spoke through a connection that is over."""
         batches: list[Batch] = []
         for session in self._sessions_of(carrier):
             freed = session.ending is not None
-            batches += self._finalise(session, _inside(ending, ending.at, freed=freed))
+            batches += self._finalise(session, endings.of_session(ending, ending.at, freed=freed))
         return batches
 
-    def _unreadable(self, carrier: TrackedConnection, ending: _Ending) -> list[AnyMessage]:
+    def _unreadable(self, carrier: TrackedConnection, ending: Ending) -> list[AnyMessage]:
         """Return what is to be said of a TLS connection of which no plaintext was seen."""
         decoder = carrier.decoder
         if not isinstance(decoder, TlsDecoder) or carrier.sessions:
@@ -969,27 +921,21 @@ class ConnectionTable:
         connection = self._connections.get(event.conn)
         if connection is None:
             return []
-        if event.new == _SYN_SENT:
+        if event.new == SYN_SENT:
             self._stats.connecting += connection.connecting is None
             connection.connecting = event.at
             return []
-        if event.old == _SYN_SENT:
+        if event.old == SYN_SENT:
             return self._connected(connection, event)
         batches: list[Batch] = []
-        unread = ahead(event.received_seq, event.ingress_seq)
-        if event.new != _CLOSE:  # the FIN goes out
-            if connection.decoder is not None and event.old not in _FIN_SENT:
-                connection.egress.end_at(event.egress_seq, event.at)
-                batches = self._deliver(connection)
-            # close() with bytes unread is a reset. So if there are any, this is shutdown(), and the process reads on.
-            over = event.shut and unread <= (event.old in _FIN_RECEIVED)
-        else:
-            over = True
-        if over and connection.ending is None:
-            connection.ending = _ending(event, unread)
+        if connection.decoder is not None and endings.sends_fin(event):
+            connection.egress.end_at(event.egress_seq, event.at)
+            batches = self._deliver(connection)
+        if connection.ending is None and (ending := endings.of_tcp(event)):
+            connection.ending = ending
             for session in self._sessions_of(connection):
                 if session.ending is not None:  # freed just before
-                    session.ending = _inside(connection.ending, event.at, freed=True)
+                    session.ending = endings.of_session(ending, event.at, freed=True)
                     self._watch(session)
         self._watch(connection)
         return batches
@@ -1009,10 +955,10 @@ class ConnectionTable:
 
     def _end_unix(self, connection: TrackedConnection, at: int, detail: str) -> None:
         if connection.ending is None:
-            connection.ending = _Ending(at, "closed", detail, egress_fin=True, due=at + WAIT_NS, orderly=True)
+            connection.ending = endings.of_unix(at, detail)
             self._watch(connection)
 
-    def _finalise(self, connection: TrackedConnection, ending: _Ending) -> list[Batch]:
+    def _finalise(self, connection: TrackedConnection, ending: Ending) -> list[Batch]:
         """End a connection: decode what still waits, then close its decoder."""
         if self._connections.get(connection.number) is not connection:
             return []  # it has ended already, with its carrier
@@ -1036,7 +982,7 @@ class ConnectionTable:
         return batches
 
     def _cut_off(
-        self, connection: TrackedConnection, stream: Stream, missing: int, ending: _Ending
+        self, connection: TrackedConnection, stream: Stream, missing: int, ending: Ending
     ) -> list[AnyMessage]:
         """Take bytes that were moved last, and not seen: a message that may have ended in them has not ended well."""
         messages: list[AnyMessage] = []
@@ -1095,56 +1041,4 @@ def _without_syn(total: int) -> int:
     return total if total > 1 else 0
 
 
-def _inside(ending: _Ending, at: int, *, freed: bool) -> _Ending:
-    """Return how a session ends with its connection: where its plaintext ends is not known by number.
-
-    What the process wrote is whole if the connection was closed behind it, or the object was freed before that. What
-    it read is whole if it had read the peer's FIN; that it had read close_notify, a chunk has told already (`eof`).
-    """
-    return ending._replace(
-        egress_end=None, ingress_end=None, egress_fin=ending.orderly and (ending.egress_fin or freed),
-        due=at + WAIT_NS,
-    )  # fmt: skip
-
-
 _HELLO_TYPE_AT, _SERVER_HELLO = 5, 2
-
-
-def _ending(event: StateChanged, unread: int) -> _Ending:
-    """Return how a TCP connection ended, from its last state change: to CLOSE, or the FIN of a close()."""
-    fin_received = event.old in _FIN_RECEIVED
-    fin_sent = event.old in _FIN_SENT or event.new != _CLOSE
-    fin_read = fin_received and unread == 0
-    unread = max(0, unread - fin_received)
-    at_process = event.shut and (event.old not in _FIN_SENT or event.new != _CLOSE)
-    if event.error in _RESETS:
-        kind, detail = "reset", "the peer reset the connection"
-    elif event.error:
-        kind, detail = "closed", f"the connection failed: {os.strerror(event.error).lower()}"
-    elif event.old in {_CLOSE_WAIT, _LAST_ACK}:
-        kind, detail = "closed", "the peer closed the connection"
-    elif at_process:
-        kind, detail = "closed", "the process closed the connection"
-    else:
-        kind, detail = "closed", "the connection was closed"
-    if unread:
-        detail += f" with {unread} bytes unread"
-    # A FIN that was sent or read counts as one byte; the FIN that is about to be sent does not yet. (close() after
-    # shutdown() reports FIN_WAIT1 again, with the FIN counted.)
-    return _Ending(
-        event.at, kind, detail,
-        egress_end=(event.egress_seq - (event.old in _FIN_SENT)) & _MASK,
-        ingress_end=(event.ingress_seq - fin_read) & _MASK,
-        egress_fin=fin_sent,
-        ingress_fin=fin_read,
-        due=event.at + (LINGER_NS if unread and not at_process else WAIT_NS),
-        orderly=not event.error,
-    )  # fmt: skip
-
-
-_RESETS = frozenset({errno.ECONNRESET, errno.EPIPE})
-
-
-def _seconds(duration_ns: int) -> str:
-    """Return a duration for people: "3.0 s", "0.4 ms"."""
-    return f"{duration_ns / 1e9:.1f} s" if duration_ns >= 100_000_000 else f"{duration_ns / 1e6:.1f} ms"

@@ -22,14 +22,15 @@ HELD_BYTES_LIMIT = 2 << 20
 HELD_TOTAL_LIMIT = 32 << 20
 """Bytes that wait on all connections together: as much as the ring buffer holds, so as much as can be on its way."""
 
-_MASK = 0xFFFF_FFFF
+MASK = 0xFFFF_FFFF
+"""Positions have so many bits."""
 NEVER = 1 << 63
 """A time that does not come."""
 
 
 def ahead(position: int, of: int) -> int:
     """Return how far a position lies ahead of another; both wrap at 32 bits, so at most 2 GiB either way."""
-    return ((position - of + 0x8000_0000) & _MASK) - 0x8000_0000
+    return ((position - of + 0x8000_0000) & MASK) - 0x8000_0000
 
 
 class Hole(NamedTuple):
@@ -289,7 +290,7 @@ class Stream:
             if lead < 0:  # bytes are missing, and the others overlap: none can be placed
                 size = max(ahead(_end(each), expected) for each in held)
                 pieces = [Hole(held[-1].at, size)]
-                place = (expected + size) & _MASK
+                place = (expected + size) & MASK
                 self._hold(-sum(len(each.data) for each in held))
                 break
             if lead:
@@ -303,4 +304,4 @@ class Stream:
 
 
 def _end(chunk: Chunk) -> int:
-    return (chunk.seq + len(chunk.data) + chunk.missing) & _MASK
+    return (chunk.seq + len(chunk.data) + chunk.missing) & MASK

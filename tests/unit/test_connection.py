@@ -17,10 +17,10 @@ from apitrace.assemble import Assembler
 from apitrace.connection import (
     VERDICT_IGNORE,
     VERDICT_KNOWN,
-    WAIT_NS,
     ConnectionTable,
     Gone,
 )
+from apitrace.endings import WAIT_NS
 from apitrace.exchange import Container, Failure
 from apitrace.probes.events import (
     Chunk,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from apitrace import connection as module
-from apitrace.connection import VERDICT_IGNORE, VERDICT_KNOWN, WAIT_NS
+from apitrace.connection import VERDICT_IGNORE, VERDICT_KNOWN
+from apitrace.endings import WAIT_NS
 from apitrace.exchange import Failure, Tls
 from apitrace.probes.events import Chunk, Exited, Forked, ProbesPlaced, ProcessSeen, SessionFreed, SessionSeen
 from apitrace.protocols.decoder import CLIENT, SERVER
