@@ -963,12 +963,17 @@ class ConnectionTable:
         if self._connections.get(connection.number) is not connection:
             return []  # it has ended already, with its carrier
         connection.ending = ending
-        egress, ingress = connection.egress, connection.ingress
-        missing = (
-            (egress, egress.conclude(ending.egress_end, ending.at, fin=ending.egress_fin)),
-            (ingress, ingress.conclude(ending.ingress_end, ending.at, fin=ending.ingress_fin)),
-        )
-        batches = self._deliver(connection)
+        ends = [
+            (connection.egress, ending.egress_end, ending.egress_fin),
+            (connection.ingress, ending.ingress_end, ending.ingress_fin),
+        ]
+        if ending.ingress_fin:  # the peer ended first
+            ends.reverse()
+        missing: list[tuple[Stream, int]] = []
+        batches: list[Batch] = []
+        for stream, position, fin in ends:
+            missing.append((stream, stream.conclude(position, ending.at, fin=fin)))
+            batches += self._deliver(connection)
         messages = [message for each in missing for message in self._cut_off(connection, *each, ending)]
         messages += self._unreadable(connection, ending)
         if connection.decoder is not None:

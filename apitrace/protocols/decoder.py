@@ -132,7 +132,10 @@ class Decoder(Protocol):
         """Take notice that the next `size` bytes that `side` sent were not seen (None: an unknown number)."""
 
     def finish(self, side: Side, at: int) -> list[Message]:
-        """Take notice that `side` has sent its last byte (FIN, EOF): ends a close-delimited body."""
+        """Take notice that `side` has sent its last byte (FIN, EOF): ends a close-delimited body.
+
+        The server's fails what it leaves open, unless the client's has come before: then `close` does.
+        """
 
     def close(self, at: int, kind: str, detail: str) -> list[Message]:
         """The connection is gone, or is no longer followed: every open exchange ends, as `Failed` of this kind."""

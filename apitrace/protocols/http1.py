@@ -210,9 +210,9 @@ class Http1:
     """The decoder of one connection. `joined`: it was joined in the middle, so either side may begin mid-message."""
 
     __slots__ = (
-        "_answers_lost", "_error", "_held", "_held_cost", "_hole", "_last_known", "_lost_at", "_orphaned_at", "_over",
-        "_pending", "_pipelines", "_requests", "_responses", "_rest", "_streams", "_switching", "_turns", "_whole",
-        "switched",
+        "_answers_lost", "_asked_all", "_error", "_held", "_held_cost", "_hole", "_last_known", "_lost_at",
+        "_orphaned_at", "_over", "_pending", "_pipelines", "_requests", "_responses", "_rest", "_streams", "_switching",
+        "_turns", "_whole", "switched",
     )  # fmt: skip
 
     def __init__(self, *, joined: bool = False) -> None:
@@ -229,6 +229,8 @@ class Http1:
         """Answers to any number of the pending requests may be missing."""
         self._lost_at = 0
         """When that became known."""
+        self._asked_all = False
+        """The client has ended its direction."""
         self._orphaned_at: int | None = None
         """When the last orphan began."""
         self._pipelines = False
@@ -294,7 +296,10 @@ class Http1:
         return out
 
     def finish(self, side: Side, at: int) -> list[Message]:
-        """Take notice that `side` has sent its last byte (FIN, EOF): ends a close-delimited body."""
+        """Take notice that `side` has sent its last byte (FIN, EOF): ends a close-delimited body.
+
+        If the client's has come before the server's, only the connection's end says who gave up: `close` tells.
+        """
         out: list[Message] = []
         if self._over:
             return self._refuse()
@@ -654,6 +659,8 @@ class Http1:
         if reader.state == UNTIL_CLOSE:
             self._end(reader, at, out)
             return
+        if self._asked_all:
+            return
         out.append(Failed(exchange.stream, at, "closed", f"the server closed the connection; {_lack(reader)}"))
         self._pending.popleft()
         reader.exchange = _NOBODY
@@ -793,6 +800,7 @@ class Http1:
 
     def _finish_requests(self, at: int, out: list[Message]) -> None:
         """No request bytes come any more."""
+        self._asked_all = True
         reader = self._requests
         if reader.state == PEEK:  # a body that was not asked for and not sent
             self._end(reader, reader.headed, out)

@@ -202,8 +202,8 @@ class Http2:
     """The decoder of one connection. `joined`: in the middle. `upgraded`: stream 1 was asked for in HTTP/1."""
 
     __slots__ = (
-        "_client", "_closed", "_doubt", "_error", "_goaway", "_held", "_held_cost", "_highest", "_promised", "_ranges",
-        "_readers", "_server", "_streams", "_sunk", "_unsettled",
+        "_asked_all", "_client", "_closed", "_doubt", "_error", "_goaway", "_held", "_held_cost", "_highest",
+        "_promised", "_ranges", "_readers", "_server", "_streams", "_sunk", "_unsettled",
     )  # fmt: skip
 
     def __init__(self, *, joined: bool = False, upgraded: bool = False) -> None:
@@ -228,6 +228,8 @@ class Http2:
         self._goaway: dict[Side, tuple[int, int]] = {}
         """Who is going away: the last stream that it processes, and why."""
         self._error: DecodeError | None = None
+        self._asked_all = False
+        """The client has ended its direction."""
         self._closed = False
 
     @property
@@ -258,11 +260,16 @@ class Http2:
         return out
 
     def finish(self, side: Side, at: int) -> list[Message]:
-        """Take notice that `side` has sent its last byte (FIN, EOF): no answer comes after the server's."""
+        """Take notice that `side` has sent its last byte (FIN, EOF): no answer comes after the server's.
+
+        If the client's has come before, only the connection's end says who gave up: `close` tells.
+        """
         out: list[Message] = []
         if self._closed or self._error is not None:
             return self._refuse()
-        if side == SERVER:
+        if side == CLIENT:
+            self._asked_all = True
+        elif not self._asked_all:
             self._spoil(self._server, at, out)
             for stream, state in list(self._streams.items()):
                 if not state & (RESPONSE_ENDED | EARLY):

@@ -29,7 +29,8 @@ ROUND = [
 
 ENOUGH = (
     {"kind": "reset", "detail": "the client reset the stream: STREAM_CLOSED"},
-    {"kind": "closed", "detail": "the process closed the connection; the end of the response body is missing"},
+    {"kind": "closed", "detail": "the process closed the connection; the end of the response is missing"},
+    {"kind": "closed", "detail": "the peer closed the connection; the end of the response is missing"},
 )
 """How curl 7.88 gives up a response whose body it has, before the frame that ends it: see has_had_enough."""
 

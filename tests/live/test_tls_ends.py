@@ -1,4 +1,4 @@
-"""Bodies that end with their TLS connection: whole if the server ended them, and not if the client gave them up.
+"""Responses that end with their TLS connection: whole if the server ended them, and not if the client gave them up.
 
 The server's journal says how much it sent, and its paths say who ended first (servers/ends.py).
 """
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from tests.live.tls import TlsLab
 
-PATHS = ("/fin", "/notify", "/half")
+PATHS = ("/fin", "/notify", "/half", "/cut")
 PATIENCE_S = 1
-GIVEN_UP = {"kind": "closed", "detail": "the process closed the connection; the end of the response body was not seen"}
+UNSEEN = "the end of the response body was not seen"
+LACK = "500 of the 1000 bytes of the response body are missing"
 
 PYTHON = """
 import http.client, ssl, sys
@@ -67,6 +68,15 @@ const call = (path) => new Promise((done) => {
 """
 
 
+End = tuple[bool, dict[str, str] | None]
+"""Whether an exchange is complete, and its error."""
+WHOLE: End = (True, None)
+
+
+def closed(by: str, lack: str) -> End:
+    return False, {"kind": "closed", "detail": f"{by} closed the connection; {lack}"}
+
+
 def command(name: str, lab: TlsLab, server: tuple[str, int], go: Path) -> list[str]:
     """Return a command that asks for all paths, one after the other, and gives each up after a while."""
     port = str(server[1])
@@ -90,22 +100,26 @@ def command(name: str, lab: TlsLab, server: tuple[str, int], go: Path) -> list[s
 
 
 @pytest.mark.parametrize("name", ["curl", "wget", "python", "asyncio", "node", "go"])
-def test_a_body_is_whole_if_the_server_ended_it_and_not_if_the_client_gave_it_up(
+def test_a_response_is_whole_if_the_server_ended_it_and_not_if_the_client_gave_it_up(
     tls_lab: TlsLab, go_build: Callable[..., Path], name: str
 ) -> None:
     server = tls_lab.tls_ends()
-    capture = tls_lab.trace_command(*command(name, tls_lab, server.address, go_build("plain")))
+    flags = ["--pid", str(server.pid)]
+    capture = tls_lab.trace_command(*command(name, tls_lab, server.address, go_build("plain")), flags=flags)
     assert capture.status == 0, capture.stderr
     sent = {line["path"]: line["sent"] for line in read_lines(server.journal, len(PATHS))}
-    shown = {
-        record["request"]["path"]: (record["response"]["body_size"], record["complete"], record["error"])
-        for record in capture.exchanges
-    }
-    assert len(capture.exchanges) == len(PATHS)
+    assert len(capture.exchanges) == 2 * len(PATHS)
+    gave_up = closed("the process", UNSEEN)
     # In Go no probe tells that close_notify was read, so it is not known who ended first.
-    notify = (False, GIVEN_UP) if name == "go" else (True, None)
-    assert shown == {
-        "/fin": (sent["/fin"], True, None),
-        "/notify": (sent["/notify"], *notify),
-        "/half": (sent["/half"], False, GIVEN_UP),
+    notify = gave_up if name == "go" else WHOLE
+    expected = {
+        "client": {"/fin": WHOLE, "/notify": notify, "/half": gave_up, "/cut": closed("the process", LACK)},
+        # The server knows that what it sent is all, but for a length that it gave and did not reach.
+        "server": {"/fin": WHOLE, "/notify": WHOLE, "/half": WHOLE, "/cut": closed("the peer", LACK)},
     }
+    for role, ends in expected.items():
+        shown = {
+            record["request"]["path"]: (record["response"]["body_size"], record["complete"], record["error"])
+            for record in capture.at(role)
+        }
+        assert shown == {path: (sent[path], *end) for path, end in ends.items()}

@@ -517,6 +517,21 @@ def test_a_body_that_the_client_gives_up_is_not_whole_and_not_ended_by_the_serve
     assert exchange.error == Failure("closed", f"the process closed the connection; {lack}")
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_client_that_gives_up_is_what_ends_the_call_though_the_server_closes_then(told: bool) -> None:
+    """Whether it is close_notify or only the FIN that the server was told by."""
+    wire, session, whole = begun()
+    whole.feed(session.seen(), session.read(GET))
+    whole.feed(session.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n0123456789"))
+    whole.feed(*([session.ended()] if told else []))
+    wire.ingress += 1
+    whole.feed(wire.state(CLOSE_WAIT, LAST_ACK))
+    [exchange] = later(whole, wire)
+    assert exchange.error == Failure(
+        "closed", "the peer closed the connection; 90 of the 100 bytes of the response body are missing"
+    )
+
+
 def test_a_body_of_which_the_process_left_bytes_unread_does_not_end_well() -> None:
     wire, _, whole = asked(UNTIL_CLOSE)
     whole.feed(wire.state(ESTABLISHED, CLOSE, received_seq=wire.ingress + 5000))

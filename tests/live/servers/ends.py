@@ -1,10 +1,11 @@
-"""A TLS server whose response bodies end with the connection, each in the way that its path names.
+"""A TLS server whose responses end with the connection, each in the way that its path names.
 
     python -m tests.live.servers.ends JOURNAL CERTIFICATES
 
 Prints the address it listens on as one JSON line. For each connection one line of the journal: `path`, and `sent`, the
 bytes of the body. Paths: /fin, close_notify and the FIN in one segment; /notify, close_notify, and the FIN when the
-client's has come; /half, half of the body, and nothing more until the client has gone.
+client's has come; /half, half of the body, and nothing more until the client has gone; /cut, the same with the length
+of the whole body in the head.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ SIZE = 1000
 
 def end(connection: ssl.SSLSocket, path: str) -> None:
     """End a direction as the path says, and wait until the client has ended its own."""
+    if path == "/cut":
+        connection.settimeout(30)
+        while connection.recv(65536):
+            pass
+        return
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, path == "/fin")
     if path != "/half":
         connection.setblocking(False)
@@ -46,8 +52,9 @@ def main() -> None:
     def serve(accepted: socket.socket) -> None:
         with context.wrap_socket(accepted, server_side=True) as connection:
             path = connection.recv(65536).split(b" ")[1].decode()
-            sent = body_of(SIZE // 2 if path == "/half" else SIZE)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + sent)
+            sent = body_of(SIZE // 2 if path in {"/half", "/cut"} else SIZE)
+            length = f"Content-Length: {SIZE}\r\n" if path == "/cut" else ""
+            connection.sendall(f"HTTP/1.1 200 OK\r\n{length}Connection: close\r\n\r\n".encode() + sent)
             end(connection, path)
         with writing, journal.open("a") as lines:
             print(json.dumps({"path": path, "sent": len(sent)}), file=lines, flush=True)

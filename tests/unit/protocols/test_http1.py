@@ -505,6 +505,15 @@ def test_a_server_that_closes_in_the_middle_fails_the_call(data: bytes, lack: st
     assert decoder.close(10, "closed", "") == []
 
 
+def test_a_server_that_closes_after_its_client_has_not_given_up_the_call() -> None:
+    decoder = Http1()
+    feed(decoder, [client(GET), server(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")])
+    assert decoder.finish(CLIENT, 8) == decoder.finish(SERVER, 9) == []
+    assert decoder.close(10, "closed", "the peer closed the connection") == [
+        Failed(1, 10, "closed", "the peer closed the connection; 7 of the 10 bytes of the response body are missing")
+    ]
+
+
 def test_an_upload_ends_with_the_answer_that_the_server_breaks_off() -> None:
     decoder = Http1()
     upload = client(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\na")

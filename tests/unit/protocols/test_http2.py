@@ -291,9 +291,19 @@ def test_when_the_server_has_sent_its_last_byte_no_answer_comes() -> None:
     talk.ask(1)
     decoder = Http2()
     feed(decoder, talk.sent)
-    assert decoder.finish(CLIENT, 8) == []
     assert decoder.finish(SERVER, 9) == [
         Failed(1, 9, "closed", "the server closed the connection; the response is missing")
+    ]
+
+
+def test_a_server_that_closes_after_its_client_has_not_given_up_the_call() -> None:
+    talk = Talk()
+    talk.ask(1)
+    decoder = Http2()
+    feed(decoder, talk.sent)
+    assert decoder.finish(CLIENT, 8) == decoder.finish(SERVER, 9) == []
+    assert decoder.close(10, "closed", "the peer closed the connection") == [
+        Failed(1, 10, "closed", "the peer closed the connection; the response is missing")
     ]
 
 
