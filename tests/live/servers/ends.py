@@ -25,13 +25,12 @@ SIZE = 1000
 
 def end(connection: ssl.SSLSocket, path: str) -> None:
     """End a direction as the path says, and wait until the client has ended its own."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, path == "/fin")
     if path == "/cut":
         connection.settimeout(30)
         while connection.recv(65536):
             pass
-        return
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, path == "/fin")
-    if path != "/half":
+    elif path != "/half":
         connection.setblocking(False)
         with contextlib.suppress(ssl.SSLWantReadError):  # it is sent; the client's may take its time
             connection.unwrap()
