@@ -8,7 +8,8 @@ Prints the address it listens on as one JSON line; serves each connection in a t
     two-readers    two threads read the same connection
     silent         reads requests and never answers
     early          answers as soon as the head is there, then reads the body
-    endless        sends a chunked body until the client is gone
+    endless        sends a chunked body until the client is gone; the journal then has what the kernel took of it
+    flood          does the same, with a line in the journal when it begins
     cut            sends 100 bytes of a body of 1,000, then closes
     informational  sends 100 and 103 before the answer
 """
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from tests.live.calls import Address, Call, Headers, Journal, address, fold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 READ = 65536
 
@@ -142,12 +143,33 @@ def early(peer: Peer) -> None:
     peer.note(head, 413, headers, 9)
 
 
-def endless(peer: Peer) -> None:
-    head = peer.read_head()
-    peer.note(head, 200, fold([("Transfer-Encoding", "chunked")]), 0)
+CHUNKED = fold([("Transfer-Encoding", "chunked")])
+
+
+def pour(peer: Peer) -> Iterator[int]:
+    """Send a chunked body, and tell after each send how many of its bytes the kernel has taken in all."""
     peer.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    while True:
-        peer.sock.sendall(b"3e8\r\n" + b"e" * 1000 + b"\r\n")
+    before, size, after, sent = b"3e8\r\n", 1000, b"\r\n", 0
+    piece = before + b"e" * size + after
+    while True:  # the last send may take a part only
+        sent += peer.sock.send(piece[sent % len(piece) :])
+        pieces, rest = divmod(sent, len(piece))
+        yield size * pieces + min(size, max(0, rest - len(before)))
+
+
+def endless(peer: Peer) -> None:
+    head, size = peer.read_head(), 0
+    try:
+        for size in pour(peer):  # noqa: B007 - the last one is used
+            pass
+    finally:
+        peer.note(head, 200, CHUNKED, size)
+
+
+def flood(peer: Peer) -> None:
+    peer.note(peer.read_head(), 200, CHUNKED, 0)
+    for _ in pour(peer):
+        pass
 
 
 def cut(peer: Peer) -> None:
@@ -170,6 +192,7 @@ BEHAVIOURS: dict[str, Callable[[Peer], None]] = {
     "silent": silent,
     "early": early,
     "endless": endless,
+    "flood": flood,
     "cut": cut,
     "informational": informational,
 }
