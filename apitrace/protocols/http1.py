@@ -823,7 +823,7 @@ class Http1:
         reader = self._responses
         self._settle(reader, at, out)
         if reader.state == PEEK:  # the answer to a HEAD, or its body is missing
-            out.append(Lost(reader.exchange.stream, at, SERVER, 0, ("response.body",)))
+            out.append(Lost(reader.exchange.stream, at, SERVER, 0, ("response.body", "response.body_size")))
             self._end(reader, reader.headed, out)
         self._cut_response(at, (), out)
 

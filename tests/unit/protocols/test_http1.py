@@ -607,7 +607,8 @@ def test_an_answer_that_nobody_asked_for_is_an_orphan_at_the_close() -> None:
     found = calls(messages)
     assert found[2] == Call(
         Half((None, None, "HTTP/1.1", None, None), unknown=http1._ORPHAN_UNKNOWN, ended=True),
-        Half((408, "Request Timeout", "HTTP/1.1"), (("connection", "close"),), unknown=("response.body",), ended=True),
+        Half((408, "Request Timeout", "HTTP/1.1"), (("connection", "close"),),
+             unknown=("response.body", "response.body_size"), ended=True),
     )
 
 
@@ -1027,7 +1028,7 @@ def test_an_orphan_without_its_body_says_so() -> None:
     messages = feed(decoder, [server(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")])
     assert decoder.open_exchanges == 1
     messages += decoder.finish(SERVER, 9)
-    assert calls(messages)[1].response.unknown == ("response.body",)
+    assert calls(messages)[1].response.unknown == ("response.body", "response.body_size")
     assert decoder.open_exchanges == 0
 
 
