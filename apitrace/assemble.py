@@ -399,7 +399,7 @@ class Assembler:
     def _rare(self, calls: _Calls, pid: int, tid: int, message: AnyMessage) -> list[Exchange]:
         """Take a message that most exchanges do without."""
         if isinstance(message, ConnectFailed):
-            return [self._failed_connect(calls, pid, tid, message)]
+            return [self._without_call(calls, pid, tid, message)]
         if isinstance(message, Unreadable):
             return [self._unreadable(calls, pid, tid, message)]
         if isinstance(message, Gone):
@@ -441,15 +441,24 @@ class Assembler:
 
     def _unreadable(self, calls: _Calls, pid: int, tid: int, seen: Unreadable) -> Exchange:
         """Return the record of a TLS connection that could not be read."""
+        tls = calls.connection.tls
+        sni = tls and tls.sni
+        request = Request(authority=sni, body_size=seen.sent, truncated=seen.sent > 0)
+        response = Response(body_size=seen.received, truncated=seen.received > 0)
+        record = self._without_call(calls, pid, tid, seen, sni)
+        return record._replace(tls=tls, protocol="TLS", request=request, response=response, unknown=seen.unknown)
+
+    def _without_call(
+        self, calls: _Calls, pid: int, tid: int, seen: ConnectFailed | Unreadable, authority: str | None = None
+    ) -> Exchange:
+        """Return the record of a connection on which no call was seen: as one that was never made."""
         connection = calls.connection
         calls.total += 1
         self._stats.opened += 1
         self._stats.captured += 1
         self._stats.unanswered += seen.kind == "unanswered"
         process = connection.process(pid, tid)
-        tls = connection.tls
-        sni = tls and tls.sni
-        source, destination = _ends(connection, process.role, process.container, sni)
+        source, destination = _ends(connection, process.role, process.container, authority)
         return Exchange(
             id=f"{connection.label}-{calls.total}",
             timestamp=seen.began + self._offset,
@@ -457,37 +466,13 @@ class Assembler:
             destination=destination,
             process=process,
             connection=_shared(connection),
-            tls=tls,
-            protocol="TLS",
-            request=Request(authority=sni, body_size=seen.sent, truncated=seen.sent > 0),
-            response=Response(body_size=seen.received, truncated=seen.received > 0),
-            latency_ns=None,
-            timing=Timing(),
-            unknown=seen.unknown,
-            error=Failure(seen.kind, seen.detail),
-        )
-
-    def _failed_connect(self, calls: _Calls, pid: int, tid: int, failed: ConnectFailed) -> Exchange:
-        calls.total += 1
-        self._stats.opened += 1
-        self._stats.captured += 1
-        self._stats.unanswered += failed.kind == "unanswered"
-        process = calls.connection.process(pid, tid)
-        source, destination = _ends(calls.connection, process.role, process.container, None)
-        return Exchange(
-            id=f"{calls.connection.id}-{calls.total}",
-            timestamp=failed.began + self._offset,
-            source=source,
-            destination=destination,
-            process=process,
-            connection=_shared(calls.connection),
             tls=None,
             protocol="TCP",
             request=Request(),
             response=None,
             latency_ns=None,
             timing=Timing(),
-            error=Failure(failed.kind, failed.detail),
+            error=Failure(seen.kind, seen.detail),
         )
 
     def _give_up_oldest(self) -> list[Exchange]:

@@ -569,7 +569,7 @@ class ConnectionTable:
         connection = self._connections.get(chunk.conn)
         if connection is None:
             known = self._processes.programs.get(chunk.pid)
-            seen = _unannounced(chunk, known.comm if known else "")
+            seen = _unlocated(chunk, chunk.conn, known.comm if known else "", counted=False)
             connection = TrackedConnection(seen, self._processes, self._budget)
             connection.announced = False
             self._stats.unannounced += 1
@@ -788,11 +788,7 @@ class ConnectionTable:
         carrier = self._connections.get(seen.conn)
         batches: list[Batch] = []
         if session is None:
-            origin = SocketSeen(
-                at=seen.at, pid=seen.pid, tid=seen.tid, conn=seen.session, sock=0, inode=0, family=socket.AF_UNSPEC,
-                local=_NOWHERE, remote=_NOWHERE, comm=seen.comm, connected=False, counted=True,
-                egress_seq=0, ingress_seq=0, egress_total=0, ingress_total=0,
-            )  # fmt: skip
+            origin = _unlocated(seen, seen.session, seen.comm, counted=True)
             session = TrackedConnection(origin, self._processes, self._budget)
             session.egress.rejoin(seen.egress_seq)
             session.ingress.rejoin(seen.ingress_seq)
@@ -1029,11 +1025,11 @@ class ConnectionTable:
         self._stats.kernel = event.values
 
 
-def _unannounced(chunk: Chunk, comm: str) -> SocketSeen:
-    """Return what can be said of a connection whose SocketSeen was lost."""
+def _unlocated(event: Chunk | SessionSeen, number: int, comm: str, *, counted: bool) -> SocketSeen:
+    """Return what can be said of a connection whose addresses are not known: a session, or its SocketSeen was lost."""
     return SocketSeen(
-        at=chunk.at, pid=chunk.pid, tid=chunk.tid, conn=chunk.conn, sock=0, inode=0, family=socket.AF_UNSPEC,
-        local=_NOWHERE, remote=_NOWHERE, comm=comm, connected=False, counted=False,
+        at=event.at, pid=event.pid, tid=event.tid, conn=number, sock=0, inode=0, family=socket.AF_UNSPEC,
+        local=_NOWHERE, remote=_NOWHERE, comm=comm, connected=False, counted=counted,
         egress_seq=0, ingress_seq=0, egress_total=0, ingress_total=0,
     )  # fmt: skip
 

@@ -70,6 +70,17 @@ class _CutError(DecodeError):
     """The bytes end inside a field."""
 
 
+def _add(fields: Fields, name: str, value: Any) -> None:
+    """Set a field, or what is there of it already becomes a list: it is repeated."""
+    known = fields.get(name)
+    if known is None:
+        fields[name] = value
+    elif isinstance(known, list):
+        known.append(value)
+    else:
+        fields[name] = [known, value]
+
+
 class _Walk:
     """A way through a message and those in it, with a limit for all of them together."""
 
@@ -119,14 +130,7 @@ class _Walk:
             if self._left < 0:
                 message = f"more than {FIELDS_LIMIT} fields"
                 raise DecodeError(message)
-            name = str(number)
-            known = fields.get(name)
-            if known is None:
-                fields[name] = value
-            elif isinstance(known, list):
-                known.append(value)
-            else:
-                fields[name] = [known, value]
+            _add(fields, str(number), value)
         if group is not None:
             message = "not protobuf: a group without an end"
             raise _CutError(message)
@@ -313,14 +317,7 @@ class Schema:
     def _add_unknown(self, message: Any, fields: Fields, walk: _Walk, depth: int) -> None:
         """Put beside the named fields those that the schema does not know, here and in the messages within."""
         for field in self._unknown(message):
-            name, value = str(field.field_number), self._unknown_value(field, walk, depth)
-            known = fields.get(name)
-            if known is None:
-                fields[name] = value
-            elif isinstance(known, list):
-                known.append(value)
-            else:
-                fields[name] = [known, value]
+            _add(fields, str(field.field_number), self._unknown_value(field, walk, depth))
         if not depth:
             return
         for field, value in message.ListFields():
