@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.live.certificates import make
+from tests.live.containers import start_docker
 from tests.live.grpc import PROGRAMS
 from tests.live.harness import APITRACE, SERVERS, Lab, cannot, environment, program
 from tests.live.programs.build import build
@@ -18,6 +19,8 @@ from tests.live.tls import MADE, TlsLab
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.live.containers import Engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +51,27 @@ def lab(tmp_path: Path, hook: str | None) -> Iterator[Lab]:
     lab = Lab(tmp_path, hook)
     yield lab
     lab.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that containers can write to."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def docker(shared: Path) -> Iterator[Engine]:
+    with start_docker(shared) as docker:
+        yield docker
+
+
+@pytest.fixture(autouse=True)
+def _runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have apitrace find the runtime of the test."""
+    for fixture in ("docker", "engine", "pods"):
+        if fixture in request.fixturenames:
+            for name, value in request.getfixturevalue(fixture).environment.items():
+                monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

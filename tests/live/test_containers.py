@@ -21,26 +21,11 @@ ENGINES = {"docker": start_docker, "podman": start_podman}
 CALL = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()"
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that containers can write to."""
-    return tmp_path_factory.mktemp("shared")
-
-
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest, shared: Path) -> Iterator[Engine]:
     start: Callable[[Path], AbstractContextManager[Engine]] = ENGINES[request.param]
     with start(shared) as engine:
         yield engine
-
-
-@pytest.fixture(autouse=True)
-def _runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have apitrace find the runtime of the test."""
-    for fixture in ("engine", "pods"):
-        if fixture in request.fixturenames:
-            for name, value in request.getfixturevalue(fixture).environment.items():
-                monkeypatch.setenv(name, value)
 
 
 def runtime(engine: Engine) -> str:

@@ -28,7 +28,7 @@ from tests.live.test_tls_crosscheck import packets
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.live.harness import Lab, Record
+    from tests.live.harness import Lab, Program, Record
 
 CALLS: list[Record] = [
     {"method": "Unary", "send": [["chair", 1]]},
@@ -50,13 +50,8 @@ CALLS: list[Record] = [
 ]
 
 
-@pytest.mark.parametrize("server_kind", ENDS)
-@pytest.mark.parametrize("client_kind", ENDS)
-def test_every_call_is_shown_at_both_ends_as_it_was_made(
-    lab: Lab, grpc_go: Path, client_kind: str, server_kind: str
-) -> None:
-    server = start(lab, server_kind, grpc_go, "server")
-    client = start(lab, client_kind, grpc_go, "client", *map(str, server.address))
+def all_calls_traced(lab: Lab, server: Program, client: Program) -> list[Record]:
+    """Return the records of CALLS. Fails unless each end shows exactly what was made."""
     with lab.trace("--pid", f"{server.pid},{client.pid}", "--show-secrets") as capture:
         client.go(json.dumps(CALLS))
         client.wait_done()
@@ -65,7 +60,17 @@ def test_every_call_is_shown_at_both_ends_as_it_was_made(
     assert_same(capture.at("client"), calls)
     assert_same(capture.at("server"), calls)
     assert len(capture.exchanges) == 2 * len(CALLS)
-    for record in capture.exchanges:
+    return capture.exchanges
+
+
+@pytest.mark.parametrize("server_kind", ENDS)
+@pytest.mark.parametrize("client_kind", ENDS)
+def test_every_call_is_shown_at_both_ends_as_it_was_made(
+    lab: Lab, grpc_go: Path, client_kind: str, server_kind: str
+) -> None:
+    server = start(lab, server_kind, grpc_go, "server")
+    client = start(lab, client_kind, grpc_go, "client", *map(str, server.address))
+    for record in all_calls_traced(lab, server, client):
         number = int(record["grpc"]["request_metadata"]["x-call"])
         compressed = [message["compressed"] for message in record["grpc"]["requests"]]
         packed = record["request"]["headers"].get("grpc-encoding", "identity") != "identity"
@@ -85,16 +90,9 @@ def test_every_call_is_shown_over_tls_too(
 ) -> None:
     server = start(lab, server_kind, grpc_go, "server", str(certificates))
     client = start(lab, client_kind, grpc_go, "client", *map(str, server.address), str(certificates))
-    with lab.trace("--pid", f"{server.pid},{client.pid}", "--show-secrets") as capture:
-        client.go(json.dumps(CALLS))
-        client.wait_done()
-        calls = agreed(server, client, len(CALLS))
-        capture.wait_shown(2 * len(CALLS))
-    assert_same(capture.at("client"), calls)
-    assert_same(capture.at("server"), calls)
-    assert len(capture.exchanges) == 2 * len(CALLS)
-    assert {record["request"]["scheme"] for record in capture.exchanges} == {"https"}
-    assert {record["tls"]["alpn"] for record in capture.exchanges} <= {"h2", None}
+    records = all_calls_traced(lab, server, client)
+    assert {record["request"]["scheme"] for record in records} == {"https"}
+    assert {record["tls"]["alpn"] for record in records} <= {"h2", None}
 
 
 def test_attached_late_every_later_call_is_shown_right_or_as_unknown(lab: Lab, grpc_go: Path) -> None:

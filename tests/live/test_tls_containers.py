@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.live.calls import without
-from tests.live.containers import Engine, image_of, start_docker, with_libraries
+from tests.live.containers import Engine, image_of, with_libraries
 from tests.live.harness import Nginx, assert_same, configure_nginx, listening, program, until, unused_port
 from tests.live.tls import TlsLab, assert_exactly_over_tls
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that containers can write to."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def docker(shared: Path) -> Iterator[Engine]:
-    with start_docker(shared) as docker:
-        yield docker
-
-
-@pytest.fixture(autouse=True)
-def _runtime(docker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have apitrace find the runtime of the test."""
-    for name, value in docker.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 def test_nginx_with_a_libssl_of_its_own(tls_lab: TlsLab, docker: Engine, shared: Path) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.live.containers import PYTHON, Engine, start_docker
+from tests.live.containers import PYTHON, Engine
 from tests.live.harness import program
 from tests.live.tls import TlsLab, assert_exactly_over_tls
 
@@ -70,26 +67,6 @@ def test_a_library_that_is_loaded_after_the_attach(tls_lab: TlsLab) -> None:
         calls = server.calls(1)
         assert capture.wait() == 0  # with its target
     assert_exactly_over_tls(capture, client=calls)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that containers can write to."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def docker(shared: Path) -> Iterator[Engine]:
-    with start_docker(shared) as docker:
-        yield docker
-
-
-@pytest.fixture(autouse=True)
-def _runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have apitrace find the runtime of the test."""
-    if "docker" in request.fixturenames:
-        for name, value in request.getfixturevalue("docker").environment.items():
-            monkeypatch.setenv(name, value)
 
 
 def test_50_clients_that_docker_exec_runs_are_all_shown(tls_lab: TlsLab, docker: Engine, shared: Path) -> None:

@@ -20,14 +20,13 @@ from apitrace.protocols.decoder import (
     SERVER,
     Data,
     DecodeError,
-    End,
-    Failed,
     Message,
     RequestHead,
     ResponseHead,
     Side,
 )
 from apitrace.protocols.http1 import HEAD_LIMIT, HELD_LIMIT, Http1
+from tests.property.anything import SIDES, Action, actions_with, survived
 from tests.unit.protocols.http1_tools import Call, Half, calls
 
 Pairs = tuple[tuple[str, str], ...]
@@ -466,54 +465,19 @@ snippets = st.sampled_from(
     ]
 )  # fmt: skip
 chunk = st.lists(snippets | st.binary(max_size=6), max_size=6).map(b"".join)
-side = st.sampled_from([CLIENT, SERVER])
-steps = st.lists(
-    st.tuples(st.just("receive"), side, chunk)
-    | st.tuples(st.just("gap"), side, st.none() | st.integers(0, 40))
-    | st.tuples(st.just("finish"), side, st.none()),
-    max_size=25,
-)
+steps = actions_with(chunk)
 
 
 @settings(deadline=None, max_examples=500)
 @given(steps, st.booleans())
 def test_nothing_makes_the_decoder_fail_or_contradict_itself(
-    steps: list[tuple[str, Side, bytes | int | None]], joined: bool
+    steps: list[Action], joined: bool
 ) -> None:
-    decoder = Http1(joined=joined)
-    messages: list[Message] = []
-    for at, (name, of, argument) in enumerate(steps):
-        try:
-            if isinstance(argument, bytes):
-                messages += decoder.receive(of, argument, at)
-            elif name == "gap":
-                messages += decoder.gap(of, argument, at)
-            else:
-                messages += decoder.finish(of, at)
-        except DecodeError:
-            break
-        assert decoder.open_exchanges == len(_open(messages))
-    was_open = _open(messages)
-    closing = decoder.close(len(steps), "closed", "")
-    assert was_open <= {m.stream for m in closing if isinstance(m, End | Failed)}
-    assert decoder.open_exchanges == 0
-    assert _open([*messages, *closing]) == set()
-    calls([*messages, *closing])
-
-
-def _open(messages: list[Message]) -> set[int]:
-    ends: dict[int, int] = {}
-    for message in messages:
-        ends.setdefault(message.stream, 2)
-        if isinstance(message, End):
-            ends[message.stream] -= 1
-        elif isinstance(message, Failed):
-            ends[message.stream] = 0
-    return {stream for stream, left in ends.items() if left}
+    calls(survived(Http1(joined=joined), steps, []))
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(side, chunk, st.integers(1, 3000)), max_size=20))
+@given(st.lists(st.tuples(SIDES, chunk, st.integers(1, 3000)), max_size=20))
 def test_what_is_kept_stays_within_the_limits(feeds: list[tuple[Side, bytes, int]]) -> None:
     decoder = Http1()
     try:

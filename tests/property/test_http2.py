@@ -6,7 +6,6 @@ bodies: that is how a value of another stream would show.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import hpack
@@ -17,16 +16,13 @@ from apitrace.protocols.decoder import (
     CLIENT,
     SERVER,
     Data,
-    DecodeError,
-    End,
-    Failed,
     Lost,
     Message,
-    RequestHead,
     Side,
 )
 from apitrace.protocols.hpack import Hpack, well_formed
 from apitrace.protocols.http2 import Http2
+from tests.property.anything import Action, actions_with, survived
 from tests.unit.protocols.http1_tools import Call, Half, Sent
 from tests.unit.protocols.http2_tools import Pairs, Peer, calls
 
@@ -366,53 +362,19 @@ pieces = st.sampled_from(
     ]
 )  # fmt: skip
 chunk = st.lists(pieces | st.binary(max_size=6), max_size=4).map(b"".join)
-sides = st.sampled_from([CLIENT, SERVER])
-actions = st.lists(
-    st.tuples(st.just("receive"), sides, chunk)
-    | st.tuples(st.just("gap"), sides, st.none() | st.integers(0, 40))
-    | st.tuples(st.just("finish"), sides, st.none()),
-    max_size=25,
-)
+actions = actions_with(chunk)
 
 
 @settings(deadline=None, max_examples=300)
 @given(actions, st.booleans(), st.booleans())
 def test_nothing_makes_the_decoder_fail_or_contradict_itself(
-    actions: list[tuple[str, Side, bytes | int | None]], joined: bool, greeted: bool
+    actions: list[Action], joined: bool, greeted: bool
 ) -> None:
     decoder = Http2(joined=joined)
     out: list[Message] = []
     if greeted:
         out += decoder.receive(CLIENT, Peer(CLIENT).hello(), 0) + decoder.receive(SERVER, Peer(SERVER).hello(), 0)
-    for at, (name, of, argument) in enumerate(actions):
-        try:
-            if isinstance(argument, bytes):
-                out += decoder.receive(of, argument, at)
-            elif name == "gap":
-                out += decoder.gap(of, argument, at)
-            else:
-                out += decoder.finish(of, at)
-        except DecodeError:
-            break
-        assert decoder.open_exchanges == len(_open(out))
-    was_open = _open(out)
-    closing = decoder.close(len(actions), "closed", "")
-    assert was_open <= {message.stream for message in closing if isinstance(message, End | Failed)}
-    assert decoder.open_exchanges == 0
-    assert _open([*out, *closing]) == set()
-    calls([*out, *closing])
-
-
-def _open(out: Iterable[Message]) -> set[int]:
-    ends: dict[int, int] = {}
-    for message in out:
-        if isinstance(message, RequestHead):
-            ends[message.stream] = 2
-        elif isinstance(message, End):
-            ends[message.stream] -= 1
-        elif isinstance(message, Failed):
-            ends[message.stream] = 0
-    return {stream for stream, left in ends.items() if left}
+    calls(survived(decoder, actions, out))
 
 
 # Header blocks.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from apitrace.probes import host
 from apitrace.probes.host import Need
 from apitrace.probes.libraries import GNUTLS, OPENSSL, OTHER, RUNTIME, SHARED, Libraries, MappedFile, Stack
 from apitrace.probes.placement import Placement
+from tests.unit.probes.test_libraries import running
 
 SYSTEM = Path("/usr/lib/x86_64-linux-gnu")
 CHEAP = Placement(16, 16, 0, "push r13", True, False, 0, (), "")
@@ -45,14 +44,6 @@ func main() {
     bufio.NewReader(os.Stdin).ReadString(10)
 }
 """
-
-
-@contextmanager
-def running(*command: str) -> Iterator[int]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline()
-        yield child.pid
-        child.stdin.close()
 
 
 def functions(status: ProbeStatus) -> list[str]:
