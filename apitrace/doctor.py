@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from apitrace.exchange import Container
-from apitrace.listing import name_of
+from apitrace.listing import container_of, name_of
 from apitrace.probes import golang
 from apitrace.probes.elf import Elf, ElfError
 from apitrace.probes.host import Need
@@ -174,7 +174,7 @@ def _rows(processes: Sequence[Process]) -> Iterator[str]:
     body = []
     for process in processes:
         who = f"{escape(process.comm)}[{process.pid}]"
-        container = "-" if process.container is None else escape(process.container.name or process.container.id[:12])
+        container = container_of(process.container)
         if process.found is None:
             body.append((who, container, "? (may not be read)", "?", "?", "-"))
         elif not process.found:

@@ -82,15 +82,15 @@ def _tls(row: Row) -> str:
     return escape("; ".join(dict.fromkeys(names))) or "-"
 
 
-def _container(row: Row) -> str:
-    container = row.container
+def container_of(container: Container | None) -> str:
+    """Return what a table says of a process's container: its name, or the start of its ID."""
     return "-" if container is None else escape(container.name or container.id[:_ID_SHOWN])
 
 
 def table(rows: Sequence[Row], width: int | None) -> Iterator[str]:
     """Yield the table's lines, cut to a terminal's width; None: not cut."""
     head = ("PID", "COMMAND", "CONTAINER", "LISTENS", "TLS")
-    body = [(str(row.pid), escape(row.comm), _container(row), _ports(row), _tls(row)) for row in rows]
+    body = [(str(row.pid), escape(row.comm), container_of(row.container), _ports(row), _tls(row)) for row in rows]
     widths = [max(cells(line[column]) for line in (head, *body)) for column in range(len(head) - 1)]
     if width is not None:
         widths = [min(used, _WIDEST.get(name, used)) for used, name in zip(widths, head, strict=False)]
